@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# Bash completion of kvmsup(1): verbs, options and the names of guests.
+
+_kvmsup_guests() {
+    local file
+    for file in /etc/kvmsup/*.toml; do
+        [[ -e $file ]] || continue
+        file=${file##*/}
+        printf '%s\n' "${file%.toml}"
+    done
+}
+
+_kvmsup() {
+    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} verb='' words='' word
+    for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        [[ $word == -* ]] || { verb=$word; break; }
+    done
+    if [[ $previous == --root ]]; then
+        compopt -o dirnames 2>/dev/null
+        return
+    fi
+    case $verb in
+        '') words='check console list status --help --version' ;;
+        check) words="$(_kvmsup_guests) --root --json --help" ;;
+        console | status) words="$(_kvmsup_guests) --json --help" ;;
+        list) words='--json --help' ;;
+    esac
+    [[ $current == -* || $verb != '' ]] || words=${words%% --*}
+    mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")
+}
+
+complete -F _kvmsup kvmsup
