@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# make demo    a guest on a real host, from nothing: builds the host and the package, starts kvm@demo, shows it
+# make check   the quick loop: lint, types, unit and golden tests; no root, no KVM, under a minute
+# make test    make check, and everything on real hosts: what CI runs
+# make golden  write the expected units anew from tests/golden; read the diff like code
+# make deb     build/kvmsup_VERSION_all.deb
+# make lab     a root shell on a fresh host with the package installed
+# make install DESTDIR=…
+.DELETE_ON_ERROR:
+
+CACHE    := $(if $(KVMSUP_CACHE),$(KVMSUP_CACHE),$(if $(XDG_CACHE_HOME),$(XDG_CACHE_HOME),$(HOME)/.cache)/kvmsup)
+VENV     := $(CACHE)/venv-$(shell sha256sum tests/requirements.txt 2>/dev/null | cut -c1-12)
+PYTHON   := $(VENV)/bin/python3
+VERSION  := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' kvmsup/__init__.py)
+DEB      := build/kvmsup_$(VERSION)_all.deb
+
+PREFIX   := /usr
+LIBDIR   := $(PREFIX)/lib/kvmsup
+UNITDIR  := $(PREFIX)/lib/systemd/system
+SOURCES   = $(shell git ls-files -co --exclude-standard kvmsup units etc packaging Makefile pyproject.toml)
+
+.PHONY: demo check test golden deb lab install clean soak
+demo: $(DEB) | tools
+	python3 -m tests.lab.demo --deb $(DEB)
+
+check: $(VENV)/ready
+	$(PYTHON) -m pytest -q tests/unit tests/golden
+
+test: $(VENV)/ready $(DEB) | tools
+	$(PYTHON) -m pytest tests
+
+golden: $(VENV)/ready
+	$(PYTHON) -m tests.golden
+
+lab: $(DEB) | tools
+	python3 -m tests.lab shell --deb $(DEB)
+
+deb: $(DEB)
+
+$(DEB): $(SOURCES) | tools
+	packaging/build-deb $@
+
+# What a fresh Debian machine lacks, by name.
+.PHONY: tools
+tools:
+	@packaging/install-tools
+
+$(VENV)/ready: tests/requirements.txt
+	@packaging/install-tools python3-venv
+	/usr/bin/python3 -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --requirement tests/requirements.txt
+	touch $@
+
+install:
+	install -d $(DESTDIR)$(LIBDIR)/kvmsup $(DESTDIR)$(UNITDIR) $(DESTDIR)$(PREFIX)/bin
+	cp -R kvmsup $(DESTDIR)$(LIBDIR)/
+	find $(DESTDIR)$(LIBDIR) -name __pycache__ -prune -exec rm -r {} +
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system-generators
+	for unit in units/*.service units/*.path units/*.slice; do \
+		sed 's|@LIBDIR@|$(LIBDIR)|' $$unit > $(DESTDIR)$(UNITDIR)/$${unit##*/}; done
+	for program in guest supervisor; do \
+		sed 's|@LIBDIR@|$(LIBDIR)|' units/kvmsup-$$program > $(DESTDIR)$(LIBDIR)/kvmsup-$$program; \
+		chmod 0755 $(DESTDIR)$(LIBDIR)/kvmsup-$$program; done
+	sed 's|@LIBDIR@|$(LIBDIR)|' units/kvmsup > $(DESTDIR)$(PREFIX)/bin/kvmsup
+	sed 's|@LIBDIR@|$(LIBDIR)|' units/kvmsup-generator > $(DESTDIR)$(PREFIX)/lib/systemd/system-generators/kvmsup-generator
+	chmod 0755 $(DESTDIR)$(PREFIX)/bin/kvmsup $(DESTDIR)$(PREFIX)/lib/systemd/system-generators/kvmsup-generator
+	install -Dm644 units/kvmsup.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/kvmsup.conf
+	install -Dm644 units/kvmsup.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/kvmsup.conf
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -r {} +

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The kvmsup command: one module a verb, imported only when it is asked for.
+
+Exit status: 0 good, 1 the configuration, the host or a guest is at fault, 2 usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from kvmsup import __version__
+from kvmsup.errors import KvmsupError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of kvmsup(1)."""
+    top = argparse.ArgumentParser(prog="kvmsup", description="KVM guests as ordinary systemd services")
+    top.add_argument("--version", action="version", version=f"kvmsup {__version__}")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    check = verbs.add_parser("check", help="every error in the configuration, all at once")
+    check.add_argument("guests", nargs="*", metavar="GUEST", help="a guest, or - for a file on standard input; all")
+    check.add_argument("--root", default="", metavar="DIR", help="check the configuration below DIR")
+
+    verbs.add_parser("list", help="guests and the host at a glance")
+
+    status = verbs.add_parser("status", help="everything about one guest: threads, CPUs, memory")
+    status.add_argument("guest", metavar="GUEST")
+
+    console = verbs.add_parser("console", help="the guest's console; Ctrl-] leaves it")
+    console.add_argument("guest", metavar="GUEST")
+
+    for verb in verbs.choices.values():
+        verb.add_argument("--json", action="store_true", help="for programs")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    asked = parser().parse_args(arguments)
+    try:
+        status = importlib.import_module(f"kvmsup.cli.{asked.verb}").run(asked)
+        sys.stdout.flush()
+        return int(status)
+    except KvmsupError as error:
+        print(f"kvmsup: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # Whoever read the listing has seen enough.
+        sys.stderr.close()
+        return 1
+    except KeyboardInterrupt:
+        return 130

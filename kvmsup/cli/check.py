@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kvmsup check: every finding in the host's file and the guests' files, sorted, all at once."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from kvmsup.cli import show
+from kvmsup.effects import configs, sysfs
+from kvmsup.errors import ConfigError, Diagnostic, KvmsupError
+from kvmsup.model import config
+from kvmsup.model.guest import is_name
+from kvmsup.model.table import nearest
+from kvmsup.model.topology import Topology
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Print what was found; 1 when any of it is an error."""
+    found = list(findings(asked.guests, asked.root.rstrip("/")))
+    wrong = any(one.severity == "error" for one in found)
+    if asked.json:
+        show.as_json({"ok": not wrong, "diagnostics": [one._asdict() for one in found]})
+    else:
+        for one in found:
+            print(one, file=sys.stderr)
+        if not wrong:
+            count = len(asked.guests) or len(configs.names(asked.root.rstrip("/")))
+            print(f"{count} {'guest is' if count == 1 else 'guests are'} sound")
+    return 1 if wrong else 0
+
+
+def findings(guests: list[str], root: str) -> Iterator[Diagnostic]:
+    """The findings of `guests`, or of everything. Raises KvmsupError when a file cannot be read."""
+    # Below another root the CPUs are another host's.
+    topology = sysfs.topology(root) if os.path.exists(f"{root}/sys/devices/system/cpu/online") else None
+    if not guests:
+        yield from _attempt(partial(_host, root, topology))
+    for guest in guests or configs.names(root):
+        yield from _attempt(partial(_guest, guest, root, topology))
+
+
+def _attempt(reading: Callable[[], tuple[Diagnostic, ...]]) -> tuple[Diagnostic, ...]:
+    try:
+        return reading()
+    except ConfigError as error:
+        return error.diagnostics
+
+
+def _host(root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:
+    config.read_host(configs.HOST_FILE, configs.read_host(root), topology)
+    return ()
+
+
+def _guest(name: str, root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:
+    if name == "-":
+        return config.read_guest("guest", "standard input", sys.stdin.buffer.read(), topology).warnings
+    file = configs.guest_file(name)
+    content = configs.read_guest(root, name)
+    if content is None:
+        near = nearest(name, configs.names(root))
+        raise KvmsupError(f"there is no guest {name}: no {file}", f"did you mean {near}?" if near else "")
+    if not is_name(name):
+        hint = "a lower-case letter, then up to 26 lower-case letters, digits and dashes"
+        return (Diagnostic(file, 0, 0, f"{name!r} cannot name a guest", hint),)
+    return config.read_guest(name, file, content, topology).warnings

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kvmsup list: the host in one line, and a line for each guest."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from kvmsup import cpulist, sizes
+from kvmsup.cli import show
+from kvmsup.effects import configs, files, observe, sysfs
+from kvmsup.errors import KvmsupError
+from kvmsup.model import config
+from kvmsup.model.claim import Claim
+from kvmsup.model.guest import Guest
+
+_HEADS = ("GUEST", "STATE", "VCPUS", "CPUS", "PLACEMENT", "MEMORY", "PAGES", "NODE", "KSM")
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Print the listing."""
+    seen = observe.guests("")
+    rows = [row(one, _configured(one.name)) for one in seen]
+    if asked.json:
+        print(json.dumps({"host": host(seen), "guests": rows}, indent=2))
+        return 0
+    print(_glance(host(seen)))
+    if not rows:
+        print("no guests: describe one in /etc/kvmsup/NAME.toml, see kvmsup.guest(5)")
+        return 0
+    for line in show.table(_HEADS, [_cells(one) for one in rows]):
+        print(line)
+    return 0
+
+
+def host(seen: list[observe.Seen]) -> dict[str, Any]:
+    """The host's figures. Raises KvmsupError."""
+    topology = sysfs.topology("")
+    owned = frozenset[int]().union(*(one.claim.own_cpus for one in seen if one.claim))
+    return {
+        "cpus": cpulist.render(topology.online),
+        "nodes": cpulist.render(topology.nodes),
+        "dedicated": cpulist.render(owned),
+        "running": sum(one.active == "active" for one in seen),
+        "guests": len(seen),
+        "ksm": _attribute("/sys/kernel/mm/ksm/run") == "1",
+    }
+
+
+def _attribute(path: str) -> str:
+    try:
+        return files.read(path)
+    except OSError:
+        return ""
+
+
+def _glance(host: dict[str, Any]) -> str:
+    owned = host["dedicated"]
+    parts = [
+        f"{host['running']} of {host['guests']} guests running",
+        f"CPU {host['cpus']}{f', {owned} dedicated' if owned else ''}",
+        f"node {host['nodes']}",
+        f"KSM {'on' if host['ksm'] else 'off'}",
+    ]
+    return " · ".join(parts)
+
+
+def _configured(name: str) -> Guest | None:
+    """The guest as its file says it, None while that is wrong or gone."""
+    content = configs.read_guest("", name)
+    if content is None:
+        return None
+    try:
+        return config.read_guest(name, configs.guest_file(name), content).guest
+    except KvmsupError:
+        return None
+
+
+def row(seen: observe.Seen, guest: Guest | None) -> dict[str, Any]:
+    """One guest for programs; what only a running guest has is null while it is down."""
+    claim = seen.claim
+    return {
+        "name": seen.name,
+        "active": seen.active,
+        "sub": seen.sub,
+        "result": seen.result,
+        "pid": seen.pid or None,
+        "enabled": seen.enabled == "enabled",
+        "description": seen.description,
+        "sound": guest is not None,
+        "vcpus": claim.vcpus if claim else guest.cpu.vcpus if guest else None,
+        "cpus": cpulist.render(frozenset().union(*claim.vcpu)) if claim else None,
+        "placement": _kind(claim, guest),
+        "memory": guest.memory.size if guest else None,
+        "page_size": guest.memory.page_size if guest else None,
+        "nodes": cpulist.render(claim.nodes) if claim else None,
+        "ksm": guest.memory.ksm if guest else None,
+    }
+
+
+def _kind(claim: Claim | None, guest: Guest | None) -> str | None:
+    if claim is None and guest is None:
+        return None
+    dedicated = claim.dedicated if claim else guest is not None and guest.placement.dedicated
+    return "dedicated" if dedicated else "shared"
+
+
+def _cells(one: dict[str, Any]) -> list[str]:
+    state = one["active"] if one["sound"] or one["active"] != "inactive" else "broken file"
+    return [
+        one["name"],
+        state,
+        str(one["vcpus"] or ""),
+        one["cpus"] or "",
+        one["placement"] or "",
+        sizes.render(one["memory"]) if one["memory"] else "",
+        sizes.render(one["page_size"]) if one["page_size"] else "4K" if one["memory"] else "",
+        one["nodes"] or "",
+        "yes" if one["ksm"] else "",
+    ]

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""How listings look: tables that line up, colour on terminals only, and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+_COLOURS = {
+    "active": "32",
+    "failed": "31",
+    "activating": "33",
+    "deactivating": "33",
+    "ok": "32",
+    "drift": "31",
+}
+
+
+def coloured() -> bool:
+    """Colour is for terminals, unless NO_COLOR is there and not empty (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def paint(word: str, text: str = "") -> str:
+    """`text` (or the word itself) in the colour of what `word` says."""
+    colour = _COLOURS.get(word)
+    return f"\x1b[{colour}m{text or word}\x1b[0m" if colour and coloured() else text or word
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of aligned columns; an empty cell is a dash."""
+    cells = [list(heads), *([cell or "-" for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
+    lines = []
+    for row in cells:
+        padded = [paint(cell, cell.ljust(width)) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def as_json(value: object) -> None:
+    """Print `value` for programs."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kvmsup status GUEST: each thread with wanted and actual CPUs, and where the memory is."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from kvmsup import cpulist, sizes
+from kvmsup.cli import show
+from kvmsup.effects import configs, hugepages, observe
+from kvmsup.errors import KvmsupError
+from kvmsup.model.table import nearest
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Print what is true of the guest; 1 when it has failed or a thread is not where it should be."""
+    seen = observe.guests("", [asked.guest])[0]
+    if not seen.configured and not seen.claim:
+        near = nearest(asked.guest, configs.names(""))
+        hint = f"did you mean {near}?" if near else "kvmsup list shows those there are"
+        raise KvmsupError(f"there is no guest {asked.guest}", hint)
+    report = describe(seen)
+    if asked.json:
+        show.as_json(report)
+    else:
+        for line in _lines(report):
+            print(line)
+    return 1 if seen.active == "failed" or report["drift"] else 0
+
+
+def describe(seen: observe.Seen) -> dict[str, Any]:
+    """The guest for programs. Raises KvmsupError."""
+    claim = seen.claim
+    threads = [_thread(one) for one in observe.threads("", seen)]
+    return {
+        "name": seen.name,
+        "description": seen.description,
+        "active": seen.active,
+        "sub": seen.sub,
+        "result": seen.result,
+        "since": seen.since or None,
+        "pid": seen.pid or None,
+        "placement": {
+            "kind": "dedicated" if claim.dedicated else "shared",
+            "vcpu": {str(index): cpulist.render(cpus) for index, cpus in enumerate(claim.vcpu)},
+            "emulator": cpulist.render(claim.emulator),
+            "nodes": cpulist.render(claim.nodes),
+            "scheduler": claim.scheduler or None,
+        }
+        if claim
+        else None,
+        "memory": _memory(seen),
+        "threads": threads,
+        "drift": any(one["actual"] != one["wanted"] for one in threads),
+    }
+
+
+def _thread(one: observe.Thread) -> dict[str, Any]:
+    return {
+        "tid": one.tid,
+        "name": one.name,
+        "role": one.role,
+        "wanted": cpulist.render(one.wanted),
+        "actual": cpulist.render(one.actual),
+        "last": one.last,
+    }
+
+
+def _memory(seen: observe.Seen) -> list[dict[str, Any]]:
+    """One entry for each node that hugepages were claimed on."""
+    claim = seen.claim
+    if not claim or not claim.page_size:
+        return []
+    entries = []
+    for node, faulted in observe.memory("", seen).items():
+        pool = hugepages.pool("", node, claim.page_size)
+        entry = {"node": node, "page_size": claim.page_size, "claimed": claim.pages[node], "held": faulted}
+        entries.append(entry | {"added": claim.grown.get(node, 0), "pool": pool.total, "free": pool.free})
+    return entries
+
+
+def _lines(report: dict[str, Any]) -> list[str]:
+    pid = f", QEMU {report['pid']}" if report["pid"] else ""
+    since = f" since {report['since']}" if report["since"] else ""
+    lines = [
+        f"{report['name']}: {report['description']}",
+        f"  state      {show.paint(report['active'])} ({report['sub']}){since}{pid}",
+    ]
+    placement = report["placement"]
+    if placement:
+        scheduler = f", {placement['scheduler']}" if placement["scheduler"] else ""
+        node = f", memory on node {placement['nodes']}" if placement["nodes"] else ""
+        lines.append(f"  placement  {placement['kind']}{scheduler}{node}")
+    for entry in report["memory"]:
+        size = sizes.render(entry["page_size"])
+        lines.append(
+            f"  hugepages  node {entry['node']}: {entry['held']} of {entry['claimed']} pages of {size} in use;"
+            f" {entry['added']} were added to the pool, now {entry['pool']} with {entry['free']} free"
+        )
+    return lines + _thread_lines(report["threads"])
+
+
+def _thread_lines(threads: list[dict[str, Any]]) -> list[str]:
+    if not threads:
+        return []
+    rows = [
+        [
+            one["role"],
+            str(one["tid"]),
+            one["name"],
+            one["wanted"],
+            one["actual"],
+            str(one["last"]),
+            _verdict(one),
+        ]
+        for one in threads
+    ]
+    heads = ("ROLE", "TID", "THREAD", "WANTED", "ACTUAL", "LAST RAN ON", "")
+    return ["", *(f"  {line}" for line in show.table(heads, rows))]
+
+
+def _verdict(one: dict[str, Any]) -> str:
+    return "ok" if one["actual"] == one["wanted"] else "drift"

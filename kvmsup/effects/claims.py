@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The ledger's files: one claim a guest in /run/kvmsup/claims, all of them under one lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+
+from kvmsup.effects import files
+from kvmsup.errors import HostError
+from kvmsup.model import claim as claim_text
+from kvmsup.model.claim import Claim
+
+RUN = "/run/kvmsup"
+
+
+def path(root: str, guest: str) -> str:
+    """Where the claim of `guest` is, or would be."""
+    return f"{root}{RUN}/claims/{guest}.env"
+
+
+@contextlib.contextmanager
+def lock(root: str) -> Iterator[None]:
+    """Hold the one lock over claims, pools and slices, waiting for it; the kernel drops it with its holder.
+
+    Raises HostError when there is no place for it.
+    """
+    try:
+        os.makedirs(f"{root}{RUN}/claims", 0o755, exist_ok=True)
+        descriptor = os.open(f"{root}{RUN}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HostError(f"{root}{RUN}: cannot lock the claims: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def read_all(root: str) -> dict[str, Claim]:
+    """Every claim by guest. Raises HostError when a file is not a claim."""
+    try:
+        names = sorted(os.listdir(f"{root}{RUN}/claims"))
+    except FileNotFoundError:
+        return {}
+    guests = (name.removesuffix(".env") for name in names if name.endswith(".env"))
+    found = ((guest, read(root, guest)) for guest in guests)
+    return {guest: claim for guest, claim in found if claim}
+
+
+def read(root: str, guest: str) -> Claim | None:
+    """The claim of `guest`, or None. Raises HostError when its file is not a claim."""
+    file = path(root, guest)
+    try:
+        text = files.read(file)
+    except FileNotFoundError:
+        return None
+    return claim_text.parse(text, file)
+
+
+def write(root: str, claim: Claim) -> None:
+    """Write or replace the claim as one. Raises HostError."""
+    files.replace(path(root, claim.guest), claim_text.render(claim))
+
+
+def remove(root: str, guest: str) -> None:
+    """Remove the claim; that there is none is as good."""
+    files.remove(path(root, guest))

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The configuration files: where they are, and their bytes."""
+
+from __future__ import annotations
+
+import os
+
+from kvmsup.effects import files
+from kvmsup.errors import HostError
+
+DIRECTORY = "/etc/kvmsup"
+HOST_FILE = "/etc/kvmsup.toml"
+
+
+def guest_file(guest: str) -> str:
+    """The file of `guest`, as messages and units name it."""
+    return f"{DIRECTORY}/{guest}.toml"
+
+
+def names(root: str) -> list[str]:
+    """The names of all *.toml below /etc/kvmsup, sorted, whether or not they can name a guest."""
+    try:
+        found = os.listdir(f"{root}{DIRECTORY}")
+    except OSError:
+        return []
+    # A dot in front is an editor's scratch file.
+    return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml") and name[0] != ".")
+
+
+def read_guest(root: str, guest: str) -> bytes | None:
+    """The bytes of the guest's file, None where there is none. Raises HostError when it cannot be read."""
+    return _read(root, guest_file(guest))
+
+
+def read_host(root: str) -> bytes:
+    """The bytes of the host's file, none where there is no file. Raises HostError when it cannot be read."""
+    return _read(root, HOST_FILE) or b""
+
+
+def _read(root: str, file: str) -> bytes | None:
+    try:
+        return files.read_bytes(root + file)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HostError(f"{file}: cannot read: {error.strerror}") from None

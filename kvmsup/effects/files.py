@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Small files: the kernel's one-line attributes, and files of our own that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+
+from kvmsup.errors import HostError
+
+
+def read(path: str) -> str:
+    """The text of `path` without the line end. Raises OSError."""
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        return file.read().rstrip("\n")
+
+
+def read_bytes(path: str) -> bytes:
+    """The bytes of `path`. Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def write_attribute(path: str, value: str) -> None:
+    """Write one of the kernel's attributes, in one write as the kernel wants it.
+
+    Raises HostError naming the file and the kernel's reason.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY)
+        try:
+            os.write(descriptor, value.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise HostError(f"{path}: cannot write {value}: {error.strerror}") from None
+
+
+def replace(path: str, text: str, mode: int = 0o644) -> None:
+    """Write `path` beside itself and rename it over: a reader sees the old text or the new, never a part.
+
+    Raises HostError naming the file and the reason, with nothing of it left behind.
+    """
+    part = f"{path}.{os.getpid()}.part"
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        with open(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.rename(part, path)
+    except OSError as error:
+        remove(part)
+        raise HostError(f"{path}: cannot write: {error.strerror}") from None
+
+
+def remove(path: str) -> None:
+    """Remove `path`; that it is gone already is as good. Raises OSError for any other reason."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The kernel's hugepage pools, per node and size (Documentation/admin-guide/mm/hugetlbpage.rst).
+
+Whoever changes a pool holds the claims' lock. Writing nr_hugepages "succeeds" short, so every write is read back.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from kvmsup import sizes
+from kvmsup.effects import files
+from kvmsup.errors import HostError
+from kvmsup.model.claim import Claim
+from kvmsup.plan import pages
+
+# A QEMU that has just died may hold its pages for a moment longer: the last reference to a file is dropped late.
+_SETTLE_SECONDS = 2.0
+
+
+class Pool(NamedTuple):
+    """One node's pages of one size: all of the persistent pool, those nobody has faulted, and the overcommitted."""
+
+    total: int
+    free: int
+    surplus: int
+
+
+def _directory(root: str, node: int, page_size: int) -> str:
+    return f"{root}/sys/devices/system/node/node{node}/hugepages/hugepages-{page_size >> 10}kB"
+
+
+def pool(root: str, node: int, page_size: int) -> Pool:
+    """The pool of `node` and `page_size` (bytes). Raises HostError when the kernel has none."""
+    directory = _directory(root, node, page_size)
+    try:
+        total, free, surplus = (int(files.read(f"{directory}/{name}")) for name in _POOL_FILES)
+    except FileNotFoundError:
+        what = f"node {node} has no pool of {sizes.render(page_size)} pages"
+        raise HostError(what, "grep . /sys/kernel/mm/hugepages/*/nr_hugepages shows the sizes there are") from None
+    return Pool(total, free, surplus)
+
+
+_POOL_FILES = ("nr_hugepages", "free_hugepages", "surplus_hugepages")
+
+
+def resize(root: str, node: int, page_size: int, total: int) -> Pool:
+    """Ask for `total` pages and return what came of it. Raises HostError when the kernel refuses outright."""
+    files.write_attribute(f"{_directory(root, node, page_size)}/nr_hugepages", str(total))
+    return pool(root, node, page_size)
+
+
+def grow(root: str, node: int, page_size: int, count: int) -> int:
+    """Add `count` pages to the pool, compacting memory where they do not come at once; returns how many came.
+
+    Raises HostError when the kernel refuses outright.
+    """
+    before = pool(root, node, page_size).total
+    after = resize(root, node, page_size, before + count).total
+    if after < before + count:
+        _compact(root, node)
+        after = resize(root, node, page_size, before + count).total
+    return after - before
+
+
+def _compact(root: str, node: int) -> None:
+    # Documentation/ABI/stable/sysfs-devices-node; a kernel without CONFIG_COMPACTION lacks the file.
+    path = f"{root}/sys/devices/system/node/node{node}/compact"
+    if os.path.exists(path):
+        files.write_attribute(path, "1")
+
+
+def promised(root: str, node: int, page_size: int, others: Iterable[Claim]) -> int:
+    """Pages that the claims of `others` cover and that their QEMU has not faulted yet."""
+    return sum(
+        max(0, claim.pages[node] - faulted(root, claim, node))
+        for claim in others
+        if claim.page_size == page_size and node in claim.pages
+    )
+
+
+def faulted(root: str, claim: Claim, node: int) -> int:
+    """Pages of the claim's size on `node` that the guest's processes have mapped and touched."""
+    count = 0
+    for pid in processes(root, claim):
+        try:
+            lines = files.read(f"{root}/proc/{pid}/numa_maps").splitlines()
+        except OSError:
+            continue  # it ended between being listed and being read: its pages are free again
+        count += sum(_on_node(line, node, claim.page_size) for line in lines)
+    return count
+
+
+def _on_node(line: str, node: int, page_size: int) -> int:
+    """The pages of one mapping on `node`: `7f… bind:0 … huge dirty=256 N0=256 kernelpagesize_kB=2048` (numa(7))."""
+    words = line.split()
+    if f"kernelpagesize_kB={page_size >> 10}" not in words:
+        return 0
+    prefix = f"N{node}="
+    return sum(int(word[len(prefix) :]) for word in words if word.startswith(prefix))
+
+
+def processes(root: str, claim: Claim) -> list[str]:
+    """The pids in the cgroup of the claim's kvm@ unit; none where it does not run."""
+    kind = "dedicated" if claim.dedicated else "shared"
+    unit = f"kvm.slice/kvm-{kind}.slice/kvm@{claim.guest}.service"
+    try:
+        return files.read(f"{root}/sys/fs/cgroup/{unit}/cgroup.procs").split()
+    except OSError:
+        return []
+
+
+def give_back(root: str, claim: Claim, others: list[Claim]) -> dict[int, int]:
+    """Take out of the pools what setup had added for `claim`; returns, by node, the pages that could not go.
+
+    Our own share is subtracted from what the pool holds now, so an administrator's change in between stays. Raises
+    HostError when the kernel refuses outright.
+    """
+    left = {}
+    for node, planned in claim.grown.items():
+        now = pool(root, node, claim.page_size)
+        before = claim.before.get(node, 0)
+        grown = planned if claim.held else pages.grown_so_far(before, now.total, planned)
+        if grown:
+            left[node] = _shrink(root, claim.page_size, node, grown, promised(root, node, claim.page_size, others))
+    return {node: count for node, count in left.items() if count}
+
+
+def _shrink(root: str, page_size: int, node: int, grown: int, reserved: int) -> int:
+    """Shrink by up to `grown` pages, waiting a moment for a dying QEMU's; returns how many are still missing."""
+    deadline = time.monotonic() + _SETTLE_SECONDS
+    while True:
+        now = pool(root, node, page_size)
+        count = pages.to_give_back(grown, now.free, reserved)
+        if count == grown or now.total < grown or time.monotonic() > deadline:
+            break
+        time.sleep(0.02)
+    after = resize(root, node, page_size, max(0, now.total - count))
+    return grown - (now.total - after.total)

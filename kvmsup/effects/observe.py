@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is true of a guest right now, read from systemd, the claim, QEMU and the kernel; nothing is remembered."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+from kvmsup import cpulist
+from kvmsup.effects import claims, configs, files, hugepages, pin, qmp, systemctl
+from kvmsup.errors import KvmsupError, QmpError
+from kvmsup.model.claim import Claim
+from kvmsup.plan.qemu import socket
+
+_PATIENCE_SECONDS = 2.0
+
+
+class Seen(NamedTuple):
+    """One guest at a glance; `claim` is None while it is down, `pid` 0 while QEMU does not run."""
+
+    name: str
+    active: str
+    sub: str
+    result: str
+    pid: int
+    since: str
+    description: str
+    enabled: str
+    claim: Claim | None
+    configured: bool
+
+
+class Thread(NamedTuple):
+    """One thread of a guest: what it is for, where it should run and where the kernel lets it."""
+
+    tid: int
+    name: str
+    role: str  # "vCPU 0" | "emulator"
+    wanted: frozenset[int]
+    actual: frozenset[int]
+    last: int  # the CPU it ran on last
+
+
+_PROPERTIES = (
+    "ActiveState",
+    "SubState",
+    "Result",
+    "MainPID",
+    "ActiveEnterTimestamp",
+    "Description",
+    "UnitFileState",
+)
+
+
+def guests(root: str, names: list[str] | None = None) -> list[Seen]:
+    """Every guest that has a file or a claim, or those of `names`. Raises KvmsupError."""
+    held = claims.read_all(root)
+    configured = configs.names(root)
+    wanted = sorted({*configured, *held}) if names is None else names
+    units = {name: f"kvm@{name}.service" for name in wanted}
+    shown = systemctl.show(list(units.values()), _PROPERTIES)
+    return [_seen(name, shown.get(unit, {}), held.get(name), name in configured) for name, unit in units.items()]
+
+
+def _seen(name: str, values: dict[str, str], claim: Claim | None, configured: bool) -> Seen:
+    return Seen(
+        name=name,
+        active=values.get("ActiveState", "inactive"),
+        sub=values.get("SubState", "dead"),
+        result=values.get("Result", "success"),
+        pid=int(values.get("MainPID") or 0),
+        since=values.get("ActiveEnterTimestamp", ""),
+        description=values.get("Description", ""),
+        enabled=values.get("UnitFileState", ""),
+        claim=claim,
+        configured=configured,
+    )
+
+
+def threads(root: str, seen: Seen) -> list[Thread]:
+    """Every thread that works for the guest, vCPUs first. Raises KvmsupError when QEMU cannot be asked."""
+    if not seen.claim or not seen.pid:
+        return []
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    try:
+        with qmp.Monitor(root + socket(seen.name, "admin.qmp"), seen.pid, deadline) as monitor:
+            monitor.negotiate()
+            index_of = {tid: index for index, tid in qmp.vcpu_threads(monitor).items()}
+    except QmpError as error:
+        raise KvmsupError(f"QEMU of {seen.name} cannot be asked for its threads: {error}") from None
+    tids = [*index_of, *(tid for tid in pin.threads(root, seen.pid) if tid not in index_of)]
+    tids += pin.kernel_threads(root, seen.pid)
+    return [_thread(root, tid, index_of.get(tid), seen.claim) for tid in tids if pin.name(root, tid)]
+
+
+def _thread(root: str, tid: int, index: int | None, claim: Claim) -> Thread:
+    wanted = claim.emulator if index is None else claim.vcpu[index]
+    role = "emulator" if index is None else f"vCPU {index}"
+    return Thread(tid, pin.name(root, tid), role, wanted, _allowed(root, tid), _last_cpu(root, tid))
+
+
+def _allowed(root: str, tid: int) -> frozenset[int]:
+    """Cpus_allowed_list of /proc/TID/status (proc(5)); empty when the thread is gone."""
+    try:
+        for line in files.read(f"{root}/proc/{tid}/status").splitlines():
+            if line.startswith("Cpus_allowed_list:"):
+                return cpulist.parse(line.split()[1])
+    except OSError:
+        pass
+    return frozenset()
+
+
+def _last_cpu(root: str, tid: int) -> int:
+    """Field 39 of /proc/TID/stat (proc(5)), counted behind the comm, which may itself have spaces; -1 if gone."""
+    try:
+        return int(files.read(f"{root}/proc/{tid}/stat").rpartition(")")[2].split()[36])
+    except (OSError, IndexError, ValueError):
+        return -1
+
+
+def memory(root: str, seen: Seen) -> dict[int, int]:
+    """Hugepages of the guest's size that its QEMU holds, by node; empty for a guest with ordinary pages."""
+    claim = seen.claim
+    return {node: hugepages.faulted(root, claim, node) for node in claim.pages} if claim else {}

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A small synchronous QMP client (qemu docs/interop/qmp-spec.rst): connect, negotiate, execute, wait for events.
+
+It never trusts the other side: QEMU may be replaced, may hang, and may be taken over by its guest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import time
+from typing import Any
+
+from kvmsup.errors import QmpError
+
+# query-cpus-fast of 4096 vCPUs is about 1 MB.
+LONGEST_MESSAGE = 8 << 20
+_MOST_EVENTS = 10_000
+
+
+class Monitor:
+    """One connection to one monitor, bound to the life of one QEMU process."""
+
+    def __init__(self, path: str, pid: int, deadline: float | None = None) -> None:
+        """Connect to the socket at `path`, waiting until QEMU `pid` has made it.
+
+        `deadline`, on time.monotonic(), bounds this and every later wait; None waits as long as QEMU lives.
+
+        Raises QmpError when QEMU ends or the deadline passes.
+        """
+        self.deadline = deadline
+        self.events: list[dict[str, Any]] = []
+        self._buffer = bytearray()
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._process = os.pidfd_open(pid)
+        except OSError as error:
+            self._socket.close()
+            raise QmpError(f"QEMU is gone: {error.strerror}") from None
+        try:
+            self._connect(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+        os.close(self._process)
+
+    def _connect(self, path: str) -> None:
+        while True:
+            try:
+                self._socket.connect(path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                # Between exec and listen; the process may also end there.
+                if self._ended(0.002):
+                    raise QmpError("QEMU ended before it could be spoken to") from None
+                if self.deadline is not None and time.monotonic() > self.deadline:
+                    raise QmpError(f"QEMU has not opened {path} in time") from None
+            except OSError as error:
+                raise QmpError(f"{path}: {error.strerror}") from None
+            else:
+                self._socket.setblocking(False)
+                return
+
+    def _ended(self, seconds: float) -> bool:
+        return bool(select.select([self._process], [], [], seconds)[0])
+
+    def negotiate(self) -> None:
+        """Leave capabilities negotiation; answered once QEMU has built the machine. Raises QmpError."""
+        if "QMP" not in self._message():
+            raise QmpError("the monitor did not greet as QMP does")
+        self.execute("qmp_capabilities")
+
+    def execute(self, command: str, **arguments: object) -> Any:
+        """What `command` returned; events on the way are kept in `events`. Raises QmpError."""
+        request: dict[str, object] = {"execute": command}
+        if arguments:
+            request["arguments"] = arguments
+        self._send(json.dumps(request).encode() + b"\n")
+        while True:
+            message = self._message()
+            if "event" in message:
+                self._keep(message)
+            elif "return" in message:
+                return message["return"]
+            elif "error" in message:
+                raise QmpError(f"QEMU refused {command}: {_description(message['error'])}")
+            else:
+                raise QmpError(f"QEMU answered {command} with neither a result nor an error")
+
+    def _keep(self, event: dict[str, Any]) -> None:
+        if len(self.events) >= _MOST_EVENTS:
+            raise QmpError(f"QEMU sent over {_MOST_EVENTS} events instead of an answer")
+        self.events.append(event)
+
+    def wait_for_end(self, seconds: float) -> bool:
+        """Read and keep events for up to `seconds`; returns whether QEMU has ended. Raises QmpError."""
+        until = time.monotonic() + seconds
+        while True:
+            left = max(0.0, until - time.monotonic())
+            ready = select.select([self._process, self._socket], [], [], left)[0]
+            if self._process in ready:
+                return True
+            if not ready:
+                return False
+            try:
+                self._keep(self._message())
+            except QmpError:
+                # The monitor closes a moment before the process ends.
+                return self._ended(max(0.0, until - time.monotonic()))
+
+    def _send(self, data: bytes) -> None:
+        while data:
+            self._wait(writing=True)
+            try:
+                data = data[self._socket.send(data) :]
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise QmpError(f"QEMU's monitor is gone: {error.strerror}") from None
+
+    def _message(self) -> dict[str, Any]:
+        while b"\n" not in self._buffer:
+            if len(self._buffer) > LONGEST_MESSAGE:
+                raise QmpError(f"QEMU sent a message of over {LONGEST_MESSAGE >> 20} MiB")
+            self._wait(writing=False)
+            try:
+                data = self._socket.recv(65536)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise QmpError(f"QEMU's monitor is gone: {error.strerror}") from None
+            if not data:
+                raise QmpError("QEMU closed its monitor")
+            self._buffer += data
+        line, _, rest = self._buffer.partition(b"\n")
+        self._buffer = rest
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            raise QmpError("QEMU sent something that is not JSON") from None
+        if not isinstance(message, dict):
+            raise QmpError("QEMU sent something that is not a QMP message")
+        return message
+
+    def _wait(self, *, writing: bool) -> None:
+        """Until the socket is ready. QEMU's end counts only once there is nothing left to read."""
+        left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        wanted = [self._socket]
+        ready, writable, _ = select.select([self._process, *wanted], wanted if writing else [], [], left)
+        if writable or self._socket in ready:
+            return
+        raise QmpError("QEMU ended" if ready else "QEMU has not answered in time")
+
+
+def _description(error: object) -> str:
+    described = error.get("desc") if isinstance(error, dict) else None
+    return str(described or error)[:500]
+
+
+def vcpu_threads(monitor: Monitor) -> dict[int, int]:
+    """Host thread ids by vCPU index: QMP's thread-id is the tid, props.thread-id the guest's SMT thread.
+
+    Raises QmpError.
+    """
+    try:
+        found = {int(cpu["cpu-index"]): int(cpu["thread-id"]) for cpu in monitor.execute("query-cpus-fast")}
+    except (KeyError, TypeError, ValueError):
+        raise QmpError("QEMU's list of vCPUs is not as its schema says") from None
+    return dict(sorted(found.items()))

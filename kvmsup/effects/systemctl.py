@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The few questions to systemd that short-lived programs have, asked through systemctl.
+
+A subprocess costs less than importing a D-Bus library; what stays resident uses kvmsup.effects.systemd.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from kvmsup.errors import HostError
+
+
+class Unit(NamedTuple):
+    """A unit's state, and the type of its queued or running job: start, stop, restart, …, or ""."""
+
+    active: str
+    sub: str
+    job: str
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is down with nothing under way."""
+        return self.active in ("inactive", "failed") and not self.job
+
+
+def _systemctl(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ("systemctl", *arguments), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        )
+    except OSError as error:
+        raise HostError(f"systemctl cannot be run: {error.strerror}") from None
+    if done.returncode:
+        raise HostError(f"systemctl {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def show(names: Sequence[str], properties: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The `properties` of each unit of `names`. Raises HostError when systemd does not answer."""
+    if not names:
+        return {}
+    asked = ",".join(("Id", *properties))
+    found = {}
+    for block in _systemctl("show", "--property", asked, "--", *names).split("\n\n"):
+        values = dict(line.split("=", 1) for line in block.strip().splitlines() if "=" in line)
+        if values:
+            found[values.pop("Id")] = values
+    return found
+
+
+def units(names: Sequence[str]) -> dict[str, Unit]:
+    """State and job of each of `names`. Raises HostError when systemd does not answer."""
+    jobs = _jobs()
+    return {
+        name: Unit(values["ActiveState"], values["SubState"], jobs.get(name, ""))
+        for name, values in show(names, ("ActiveState", "SubState")).items()
+    }
+
+
+def _jobs() -> dict[str, str]:
+    """Job types by unit: lines of `JOB UNIT TYPE STATE`."""
+    lines = _systemctl("list-jobs", "--full", "--plain", "--no-legend").splitlines()
+    return {words[1]: words[2] for words in map(str.split, lines) if len(words) >= 4}
+
+
+def probably_active(root: str, unit: str) -> bool:
+    """Whether systemd exports an invocation of `unit`: cheap to look at, but only systemctl's word counts."""
+    return os.path.lexists(f"{root}/run/systemd/units/invocation:{unit}")
+
+
+def daemon_reload() -> None:
+    """Run the generators and load every unit anew. Raises HostError."""
+    _systemctl("daemon-reload")

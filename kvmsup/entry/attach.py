@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kvm@NAME, ExecStartPost=: pin every thread of a paused QEMU, read the pins back, and let the guest run.
+
+It runs at every start, so it imports little; QEMU's end is watched throughout, because systemd would wait for this
+program even when QEMU is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from kvmsup import cpulist
+from kvmsup.effects import pin, qmp
+from kvmsup.errors import HostError, KvmsupError, QmpError
+from kvmsup.model import claim as claim_text
+from kvmsup.model.claim import Claim
+from kvmsup.plan.qemu import socket
+from kvmsup.steps import step
+
+# kvm-nx-lpage-recovery is born by the first vCPU that runs and inherits its mask (virt/kvm/kvm_main.c).
+_LATE_LOOKS_SECONDS = (0.0, 0.005, 0.02)
+
+
+def main(name: str, root: str = "") -> int:
+    """Attach to the guest called `name`; 0, or 1 with the reason on standard error."""
+    try:
+        pid = int(os.environ["MAINPID"])
+    except (KeyError, ValueError):
+        print("<3>attach is run by kvm@.service, with MAINPID=", file=sys.stderr)
+        return 1
+    try:
+        run(name, pid, claim_text.from_environment(os.environ, "the environment"), root)
+    except KvmsupError as error:
+        for line in str(error).splitlines():
+            print(f"<3>{line}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(name: str, pid: int, claim: Claim, root: str) -> None:
+    """Pin, verify, run. Raises KvmsupError; a guest that already runs is then told to power down."""
+    step("attach.connect")
+    with qmp.Monitor(root + socket(name, "control.qmp"), pid) as monitor:
+        step("attach.negotiate")
+        monitor.negotiate()
+        step("attach.threads")
+        wanted = _wanted(root, pid, claim, _vcpu_threads(monitor, claim))
+        step("attach.pin")
+        _pin(claim, wanted)
+        step("attach.verify")
+        _verify(root, wanted)
+        step("attach.run")
+        monitor.execute("cont")
+        try:
+            step("attach.look-again")
+            _look_again(root, pid, claim, wanted)
+        except KvmsupError:
+            monitor.execute("system_powerdown")
+            raise
+
+
+def _vcpu_threads(monitor: qmp.Monitor, claim: Claim) -> dict[int, int]:
+    found = qmp.vcpu_threads(monitor)
+    if len(found) != claim.vcpus or max(found, default=-1) >= len(claim.vcpu):
+        raise QmpError(f"QEMU has vCPUs {cpulist.render(found)}, {claim.vcpus} were asked for")
+    return found
+
+
+def _wanted(root: str, pid: int, claim: Claim, vcpus: dict[int, int]) -> dict[int, frozenset[int]]:
+    """CPUs by tid: each vCPU's own, the emulator's for every other thread."""
+    wanted = {tid: claim.vcpu[index] for index, tid in vcpus.items()}
+    for tid in (*pin.threads(root, pid), *pin.kernel_threads(root, pid)):
+        wanted.setdefault(tid, claim.emulator)
+    missing = set(vcpus.values()) - set(pin.threads(root, pid))
+    if missing:
+        raise QmpError(f"QEMU named threads that it does not have: {cpulist.render(missing)}")
+    return wanted
+
+
+def _pin(claim: Claim, wanted: dict[int, frozenset[int]]) -> None:
+    policy, _, priority = claim.scheduler.partition(":")
+    vcpu_cpus = set(claim.vcpu)
+    for tid, cpus in wanted.items():
+        pin.pin(tid, cpus)
+        if policy and cpus in vcpu_cpus:
+            pin.schedule(tid, policy, int(priority))
+
+
+def _verify(root: str, wanted: dict[int, frozenset[int]]) -> None:
+    """Read every pin back. A thread that has ended meanwhile, such as a worker, has none to compare."""
+    for tid, cpus in wanted.items():
+        actual = pin.allowed(tid)
+        if actual is not None and actual != cpus:
+            told = f"thread {tid} ({pin.name(root, tid)}) may run on CPU {cpulist.render(actual)}"
+            raise HostError(f"{told} after it was pinned to {cpulist.render(cpus)}")
+
+
+def _look_again(root: str, pid: int, claim: Claim, wanted: dict[int, frozenset[int]]) -> None:
+    """Move threads that were born by running, and so with a vCPU's mask, to the emulator's CPUs."""
+    for seconds in _LATE_LOOKS_SECONDS:
+        time.sleep(seconds)
+        late = {tid: claim.emulator for tid in pin.threads(root, pid) if tid not in wanted}
+        for tid, cpus in late.items():
+            if pin.allowed(tid) not in (cpus, None):
+                pin.pin(tid, cpus)
+        _verify(root, late)
+        wanted |= late

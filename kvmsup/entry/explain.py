@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kvm@NAME, the template's own ExecStart=: systemd has no drop-in for this guest, and this says why."""
+
+from __future__ import annotations
+
+import sys
+
+from kvmsup.effects import configs
+from kvmsup.errors import KvmsupError
+from kvmsup.model import config
+
+
+def main(name: str, root: str = "") -> int:
+    """Say what is wrong with the configuration of the guest called `name`; always 1."""
+    print(f"<3>{reason(name, root)}", file=sys.stderr)
+    return 1
+
+
+def reason(name: str, root: str) -> str:
+    """Why there is nothing to start."""
+    file = configs.guest_file(name)
+    try:
+        content = configs.read_guest(root, name)
+        if content is None:
+            return f"there is no guest {name}: no {file}"
+        config.read_host(configs.HOST_FILE, configs.read_host(root))
+        config.read_guest(name, file, content)
+    except KvmsupError as error:
+        return str(error)
+    return f"systemd has not loaded {file} yet\n  hint: systemctl daemon-reload"

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The systemd generator: /etc/kvmsup/*.toml → drop-ins. Runs at boot and at every daemon-reload of the host.
+
+It reads only /etc/kvmsup* and writes only below the directory it is given: no probing, no D-Bus, no subprocess
+(systemd.generator(7)). A file that is wrong costs its own guest its drop-ins; that guest's start then fails with the
+very same findings. No TOML can keep another guest, or the host, from booting.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from kvmsup.effects import configs, files
+from kvmsup.errors import ConfigError, KvmsupError
+from kvmsup.model import config
+from kvmsup.model.guest import Host, is_name
+from kvmsup.plan import dropin
+
+
+def main(arguments: list[str], root: str = "") -> int:
+    """`arguments` are systemd's three directories, of which the first is written to. 0, or 1 when a file was wrong."""
+    if len(arguments) not in (1, 3):
+        print("usage: kvmsup-generator NORMAL-DIR [EARLY-DIR LATE-DIR]", file=sys.stderr)
+        return 2
+    status = 0
+    try:
+        host_content = configs.read_host(root)
+        host = _host(host_content)
+    except KvmsupError as error:
+        # Every start will be refused with this same finding; what the units look like meanwhile is harmless.
+        tell(error)
+        host_content, host, status = b"", Host(None, "never"), 1
+    for name in configs.names(root):
+        try:
+            for path, text in convert(name, root, host, host_content).items():
+                _write(f"{arguments[0]}/{path}", text)
+        except KvmsupError as error:
+            tell(error)
+            status = 1
+    return status
+
+
+def _host(content: bytes) -> Host:
+    return config.read_host(configs.HOST_FILE, content)
+
+
+def convert(name: str, root: str, host: Host, host_content: bytes) -> dict[str, str]:
+    """The drop-ins of the guest called `name`. Raises KvmsupError."""
+    file = configs.guest_file(name)
+    if not is_name(name):
+        what = f"{file}: {name!r} cannot name a guest"
+        raise KvmsupError(what, "a lower-case letter, then up to 26 lower-case letters, digits and dashes")
+    content = configs.read_guest(root, name)
+    if content is None:
+        return {}  # removed since it was listed
+    guest = config.read_guest(name, file, content).guest
+    return dropin.render(guest, host, file, dropin.fingerprint(content, host_content))
+
+
+def _write(path: str, text: str) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    files.replace(path, text)
+
+
+def tell(error: KvmsupError) -> None:
+    """One line of the kernel's log for each finding: it is what there is at early boot."""
+    found = error.diagnostics if isinstance(error, ConfigError) else ()
+    lines = [str(one).splitlines()[0] for one in found if one.severity == "error"] or str(error).splitlines()
+    for line in lines:
+        # Anything in a file may end up in a message; a line of the kernel's log is printable and bounded.
+        printable = "".join(char if char.isprintable() else "?" for char in line)[:800]
+        try:
+            with open("/dev/kmsg", "w", encoding="utf-8") as kmsg:
+                kmsg.write(f"<3>kvmsup-generator[{os.getpid()}]: {printable}\n")
+        except OSError:
+            print(printable, file=sys.stderr)

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kvm-setup@NAME, stop: give back what setup took. The one release there is."""
+
+from __future__ import annotations
+
+from kvmsup.effects import claims, journal, ledger, systemctl
+from kvmsup.errors import KvmsupError
+from kvmsup.steps import step
+
+
+def main(name: str, root: str = "") -> int:
+    """Release the claim of the guest called `name`; 0, or 1 with the reason in the journal."""
+    try:
+        for shortfall in run(name, root):
+            journal.tell(root, name, journal.WARNING, shortfall)
+    except KvmsupError as error:
+        journal.tell(root, name, journal.ERROR, str(error))
+        return 1
+    return 0
+
+
+def run(name: str, root: str) -> list[str]:
+    """Give everything back, unless the unit is about to start again; returns what could not be given back.
+
+    Raises KvmsupError.
+    """
+    step("release.lock")
+    with claims.lock(root):
+        known = claims.read_all(root)
+        mine = known.pop(name, None)
+        if mine is None:
+            return []
+        unit = f"kvm-setup@{name}.service"
+        if mine.held and systemctl.units([unit])[unit].job in ("start", "restart"):
+            # A restart keeps the claim: no other guest may slip in between, and the pages stay in one piece.
+            return []
+        return ledger.release(root, mine, list(known.values()))

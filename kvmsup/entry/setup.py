@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kvm-setup@NAME, start: claim host CPUs and nodes for a guest and reserve its hugepages, before QEMU.
+
+Everything is decided and taken under one lock. The claim is written before the first page is taken, so that whatever
+ends this program, the release that follows (or the next setup) knows what to give back.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NamedTuple
+
+from kvmsup import cpulist, sizes
+from kvmsup.effects import claims, configs, hugepages, journal, ledger, sysfs
+from kvmsup.errors import HostError, KvmsupError, Refusal
+from kvmsup.model import config
+from kvmsup.model.claim import Claim
+from kvmsup.model.guest import Guest, Host
+from kvmsup.model.topology import Topology
+from kvmsup.plan import dropin, pages
+from kvmsup.plan.placement import Placement, Taken, place
+from kvmsup.steps import step
+
+# How long to wait for guests that are on their way out: `systemctl stop a; systemctl start b` must just work. It is
+# less than the unit's TimeoutStartSec=.
+PATIENCE_SECONDS = 60.0
+_GLANCE_SECONDS = 0.1
+
+
+class Request(NamedTuple):
+    """What one start asks for, on which host."""
+
+    guest: Guest
+    host: Host
+    topology: Topology
+
+
+def main(name: str, root: str = "") -> int:
+    """Set up the guest called `name`; 0, or 1 with the reason in the journal of both its units."""
+    try:
+        run(name, root)
+    except KvmsupError as error:
+        journal.tell(root, name, journal.ERROR, str(error))
+        return 1
+    return 0
+
+
+def run(name: str, root: str) -> None:
+    """Claim and reserve. Raises KvmsupError with everything as it was, or left to the release that follows."""
+    step("setup.configuration")
+    request = _request(name, root)
+    step("setup.host")
+    _check_host(request.guest, root)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    told = False
+    while True:
+        try:
+            step("setup.lock")
+            with claims.lock(root):
+                return _take(request, root)
+        except Taken as refusal:
+            if time.monotonic() > deadline or not _leaving(refusal.holders):
+                raise
+            if not told:
+                waiting = f"waiting for {' and '.join(refusal.holders)} to stop: {refusal.what}"
+                journal.tell(root, name, journal.NOTICE, waiting)
+                told = True
+            time.sleep(_GLANCE_SECONDS)
+
+
+def _request(name: str, root: str) -> Request:
+    file = configs.guest_file(name)
+    content = configs.read_guest(root, name)
+    if content is None:
+        raise _no_file(name, root)
+    host_content = configs.read_host(root)
+    topology = sysfs.topology(root)
+    host = config.read_host(configs.HOST_FILE, host_content, topology)
+    guest = config.read_guest(name, file, content, topology).guest
+    loaded = os.environ.get(dropin.LOADED)
+    if loaded != dropin.fingerprint(content, host_content):
+        what = f"{file} was edited since systemd loaded it" if loaded else f"systemd has not loaded {file} yet"
+        if loaded and loaded[:8] == dropin.fingerprint(content, b"")[:8]:
+            what = f"{configs.HOST_FILE} was edited since systemd loaded it"
+        raise HostError(what, "systemctl daemon-reload")
+    return Request(guest, host, topology)
+
+
+def _no_file(name: str, root: str) -> HostError:
+    from kvmsup.model.table import nearest
+
+    near = nearest(name, configs.names(root))
+    hint = f"did you mean kvm@{near}?" if near else "kvmsup.guest(5) describes the file"
+    return HostError(f"there is no guest {name}: no {configs.guest_file(name)}", hint)
+
+
+def _check_host(guest: Guest, root: str) -> None:
+    """What QEMU would only find out later, and say less clearly."""
+    if guest.machine.accel == "kvm" and not os.path.exists(f"{root}/dev/kvm"):
+        what = "this host has no /dev/kvm, so no guest can run with accel = kvm"
+        hint = (
+            'modprobe kvm_intel or kvm_amd; if that fails, enable VT-x or SVM in the firmware; accel = "tcg" emulates'
+        )
+        raise HostError(what, hint)
+    for key, path in (("kernel", guest.machine.kernel), ("initrd", guest.machine.initrd)):
+        if path:
+            _check_readable(key, path, root)
+
+
+def _check_readable(key: str, path: str, root: str) -> None:
+    """QEMU runs as a user of its own: others must be able to read the file and to enter every directory above it."""
+    try:
+        mode = os.stat(root + path).st_mode
+    except OSError as error:
+        raise HostError(f"machine.{key}: {path}: {error.strerror}") from None
+    if not mode & 0o004:
+        raise HostError(f"machine.{key}: {path} cannot be read by the guest's own user", f"chmod o+r {path}")
+    if path.startswith(("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")):
+        what = f"machine.{key}: {path} is hidden from the guest's sandbox"
+        raise HostError(what, "move it to /var/lib or /boot")
+    directory = os.path.dirname(path)
+    while directory != "/":
+        if not os.stat(root + directory).st_mode & 0o001:
+            what = f"machine.{key}: {path} cannot be reached by the guest's own user"
+            raise HostError(what, f"chmod o+x {directory}, or move the file")
+        directory = os.path.dirname(directory)
+
+
+def _leaving(holders: tuple[str, ...]) -> bool:
+    """Whether every one of `holders` is on its way out."""
+    return all(standing != ledger.HOLDING for standing in ledger.standings(holders).values())
+
+
+def _take(request: Request, root: str) -> None:
+    """Place, reserve and hold; under the lock."""
+    name = request.guest.name
+    step("setup.claims")
+    known = claims.read_all(root)
+    standing = ledger.sweep(root, known, keep=name)
+    mine = standing.pop(name, None)
+    others = list(standing.values())
+    step("setup.place")
+    free = sysfs.free_memory(root, request.topology.nodes)
+    placement = place(request.guest, request.host, request.topology, others, free)
+    claim = _claim(request.guest, placement)
+    if mine and (mine.page_size, mine.pages) == (claim.page_size, claim.pages) and mine.held:
+        # A restart: the pages are ours already.
+        _hold(root, claim._replace(grown=mine.grown))
+        return
+    if mine:
+        ledger.release(root, mine, others)
+    _reserve(root, claim, others)
+
+
+def _claim(guest: Guest, placement: Placement) -> Claim:
+    scheduler = guest.placement.scheduler
+    return Claim(
+        guest=guest.name,
+        held=False,
+        dedicated=guest.placement.dedicated,
+        vcpu=placement.vcpu,
+        emulator=placement.emulator,
+        scheduler=f"{scheduler.policy}:{scheduler.priority}" if scheduler else "",
+        nodes=placement.nodes,
+        page_size=guest.memory.page_size,
+        pages={min(placement.nodes): guest.pages} if guest.pages else {},
+        grown={},
+        before={},
+        vcpus=guest.cpu.vcpus,
+        ksm=guest.memory.ksm,
+    )
+
+
+def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:
+    """Write the claim with what is about to be added to the pools, add it, and hold; undo on shortfall."""
+    grow: dict[int, int] = {}
+    before: dict[int, int] = {}
+    for node, need in claim.pages.items():
+        pool = hugepages.pool(root, node, claim.page_size)
+        promised = hugepages.promised(root, node, claim.page_size, others)
+        grow[node], before[node] = pages.to_grow(need, pool.free, promised), pool.total
+    intent = claim._replace(grown=grow, before=before)
+    step("setup.intend")
+    claims.write(root, intent)
+    try:
+        step("setup.reserve")
+        for node, count in grow.items():
+            _grow(root, claim, node, count, others)
+        _hold(root, claim._replace(grown=grow))
+    except KvmsupError:
+        ledger.release(root, intent, others)
+        raise
+
+
+def _hold(root: str, claim: Claim) -> None:
+    step("setup.hold")
+    claims.write(root, claim._replace(held=True))
+
+
+def _grow(root: str, claim: Claim, node: int, count: int, others: list[Claim]) -> None:
+    came = hugepages.grow(root, node, claim.page_size, count) if count else 0
+    if came >= count:
+        return
+    size = sizes.render(claim.page_size)
+    holders = [f"{other.guest} {other.pages[node]}" for other in others if _shares(other, claim, node)]
+    held = f"; guests hold there: {', '.join(holders)}" if holders else ""
+    what = (
+        f"node {node} is short of {count - came} hugepages of {size}: {claim.pages[node]} needed,"
+        f" {count} to be added, {came} came{held}"
+    )
+    raise Refusal(what, _hint(claim, node, count))
+
+
+def _shares(other: Claim, claim: Claim, node: int) -> bool:
+    return other.page_size == claim.page_size and node in other.pages
+
+
+def _hint(claim: Claim, node: int, count: int) -> str:
+    size = sizes.render(claim.page_size)
+    where = cpulist.render(claim.nodes)
+    if claim.page_size >= sizes.UNITS["G"]:
+        return (
+            f"1G pages are best taken at boot: hugepagesz={size} hugepages={where}:{count} on the kernel command line"
+        )
+    at_boot = f"hugepagesz={size} hugepages={where}:{count}"
+    return f"free memory on node {node}, stop a guest there, or reserve at boot on the kernel command line: {at_boot}"

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kvm@NAME, ExecStop=: press the guest's power button until it has shut down.
+
+SIGTERM, which systemd sends once this program has ended, is a power cut for the guest. So this waits for QEMU's end,
+presses again (a guest in its boot loader does not hear the first time), and gives up only when the patience is over.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from kvmsup.effects import qmp
+from kvmsup.errors import KvmsupError, QmpError
+from kvmsup.plan.qemu import socket
+from kvmsup.steps import step
+
+# Both inside TimeoutStopSec= of kvm@.service, so that what comes after happens before systemd's SIGKILL.
+PATIENCE_SECONDS = 90.0
+_AGAIN_SECONDS = 5.0
+_QUIT_SECONDS = 10.0
+
+
+def main(name: str, root: str = "") -> int:
+    """Power the guest called `name` down; 0 also when it had to be cut off, which is then said."""
+    try:
+        pid = int(os.environ["MAINPID"])
+    except (KeyError, ValueError):
+        return 0  # QEMU ended by itself
+    try:
+        run(name, pid, root)
+    except KvmsupError as error:
+        print(f"<4>the guest could not be asked to power down: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run(name: str, pid: int, root: str, patience: float = PATIENCE_SECONDS) -> None:
+    """Power down, repeated, for `patience` seconds; then quit QEMU. Raises KvmsupError when QEMU does not listen."""
+    deadline = time.monotonic() + patience
+    step("stop.connect")
+    try:
+        monitor = qmp.Monitor(root + socket(name, "control.qmp"), pid, deadline)
+    except QmpError:
+        if _gone(pid):
+            return
+        raise
+    with monitor:
+        monitor.negotiate()
+        if _power_down(monitor, deadline):
+            return
+        print(f"<4>the guest has not shut down within {patience:.0f} s: cutting its power", file=sys.stderr)
+        step("stop.quit")
+        monitor.deadline = time.monotonic() + _QUIT_SECONDS
+        monitor.execute("quit")
+        monitor.wait_for_end(_QUIT_SECONDS)
+
+
+def _power_down(monitor: qmp.Monitor, deadline: float) -> bool:
+    """Whether QEMU ended before `deadline`."""
+    while time.monotonic() < deadline:
+        step("stop.powerdown")
+        try:
+            monitor.execute("system_powerdown")
+        except QmpError:
+            return monitor.wait_for_end(_AGAIN_SECONDS)
+        step("stop.wait")
+        if monitor.wait_for_end(min(_AGAIN_SECONDS, max(0.0, deadline - time.monotonic()))):
+            return True
+    return False
+
+
+def _gone(pid: int) -> bool:
+    return not os.path.exists(f"/proc/{pid}")

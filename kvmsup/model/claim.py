@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A claim: what one guest holds of the host. Its file is at once the ledger and kvm@'s EnvironmentFile=.
+
+So that systemd and Python read the same thing, every value is made of digits, lower-case letters and , - : = and
+spaces only; nothing in it comes from a TOML's free text (systemd.exec(5), EnvironmentFile=).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from kvmsup import cpulist
+from kvmsup.errors import HostError
+
+PREFIX = "KVMSUP_"
+
+
+class Claim(NamedTuple):
+    """`pages`, `grown` and `before` count hugepages of `page_size` bytes by host node.
+
+    While `held` is false, setup is at work: `grown` is then what it may have added to a pool that stood at `before`.
+    """
+
+    guest: str
+    held: bool
+    dedicated: bool
+    vcpu: tuple[frozenset[int], ...]  # host CPUs by vCPU index, maxcpus long
+    emulator: frozenset[int]
+    scheduler: str  # "" | fifo:10 | rr:10
+    nodes: frozenset[int]  # where its memory is; empty: anywhere
+    page_size: int
+    pages: Mapping[int, int]
+    grown: Mapping[int, int]
+    before: Mapping[int, int]
+    vcpus: int  # how many of them are there at start
+    ksm: bool
+
+    @property
+    def own_cpus(self) -> frozenset[int]:
+        """The CPUs that nobody else may use."""
+        return frozenset().union(*self.vcpu) if self.dedicated else frozenset()
+
+
+def render(claim: Claim) -> str:
+    """The claim as an environment file."""
+    fields = {
+        "GUEST": claim.guest,
+        "STATE": "held" if claim.held else "reserving",
+        "PLACEMENT": "dedicated" if claim.dedicated else "shared",
+        "VCPUS": str(claim.vcpus),
+        "VCPU_CPUS": " ".join(map(cpulist.render, claim.vcpu)),
+        "EMULATOR_CPUS": cpulist.render(claim.emulator),
+        "SCHEDULER": claim.scheduler,
+        "NODES": cpulist.render(claim.nodes),
+        # QEMU takes one range at a time: host-nodes=0-1,host-nodes=3 (qapi/qom.json, MemoryBackendProperties).
+        "HOST_NODES": cpulist.render(claim.nodes).replace(",", ",host-nodes="),
+        "PAGE_SIZE": str(claim.page_size),
+        "PAGES": _counts(claim.pages),
+        "PAGES_GROWN": _counts(claim.grown),
+        "POOL_BEFORE": _counts(claim.before),
+        "KSM": "yes" if claim.ksm else "no",
+    }
+    return "".join(f"{PREFIX}{key}={value}\n" for key, value in fields.items())
+
+
+def parse(text: str, file: str) -> Claim:
+    """The claim in the text of `file`. Raises HostError when it is none."""
+    fields = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    return from_environment(fields, file)
+
+
+def from_environment(variables: Mapping[str, str], source: str) -> Claim:
+    """The claim that systemd put into the environment of kvm@'s commands. Raises HostError when there is none."""
+    try:
+        return Claim(
+            guest=variables["KVMSUP_GUEST"],
+            held=variables["KVMSUP_STATE"] == "held",
+            dedicated=variables["KVMSUP_PLACEMENT"] == "dedicated",
+            vcpu=tuple(map(cpulist.parse, variables["KVMSUP_VCPU_CPUS"].split())),
+            emulator=cpulist.parse(variables["KVMSUP_EMULATOR_CPUS"]),
+            scheduler=variables["KVMSUP_SCHEDULER"],
+            nodes=cpulist.parse(variables["KVMSUP_NODES"]),
+            page_size=int(variables["KVMSUP_PAGE_SIZE"]),
+            pages=_parse_counts(variables["KVMSUP_PAGES"]),
+            grown=_parse_counts(variables["KVMSUP_PAGES_GROWN"]),
+            before=_parse_counts(variables["KVMSUP_POOL_BEFORE"]),
+            vcpus=int(variables["KVMSUP_VCPUS"]),
+            ksm=variables["KVMSUP_KSM"] == "yes",
+        )
+    except (KeyError, ValueError) as error:
+        raise HostError(f"{source} is not a claim: {error!r}", "kvmsup writes it; nobody else should") from None
+
+
+def _counts(counts: Mapping[int, int]) -> str:
+    return " ".join(f"{node}={count}" for node, count in sorted(counts.items()))
+
+
+def _parse_counts(text: str) -> dict[int, int]:
+    pairs = (word.split("=") for word in text.split())
+    return {int(node): int(count) for node, count in pairs}

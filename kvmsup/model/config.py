@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""TOML → records: every key of a guest's file and of the host's file is read here, and nowhere else."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from kvmsup import cpulist, sizes
+from kvmsup.errors import ConfigError, Diagnostic
+from kvmsup.model.guest import Cpu, Guest, Host, Machine, Memory, Scheduler, Wishes
+from kvmsup.model.table import Document, Table
+from kvmsup.model.topology import Topology
+
+# Every key there is. A test holds this against the goldens and the man pages.
+GUEST_KEYS = {
+    "": ("description", "machine", "cpu", "placement", "memory"),
+    "machine": ("type", "accel", "kernel", "initrd", "cmdline"),
+    "cpu": ("model", "features", "vcpus", "maxcpus", "sockets", "dies", "cores", "threads"),
+    "placement": ("cpus", "nodes", "emulator", "scheduler", "vcpu"),
+    "memory": ("size", "hugepages", "lock", "ksm"),
+}
+HOST_KEYS = {
+    "": ("cpu", "ksm"),
+    "cpu": ("housekeeping",),
+    "ksm": ("policy",),
+}
+
+# QEMU's own limit for q35 with the interrupt controllers of 7.2 (hw/i386/pc_q35.c: max_cpus), raised later.
+MOST_VCPUS = 4096
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_FEATURE = re.compile(r"[+-][A-Za-z0-9][A-Za-z0-9_.-]*")
+_ALIAS = ("q35", "pc")
+
+
+class Read(NamedTuple):
+    """A guest's file that is sound, with what is legal in it but unwise."""
+
+    guest: Guest
+    warnings: tuple[Diagnostic, ...]
+
+
+def read_guest(name: str, file: str, content: bytes, topology: Topology | None = None) -> Read:
+    """The guest called `name` from the bytes of its file, called `file` in messages.
+
+    With `topology`, host CPUs and nodes that this host lacks are errors too.
+
+    Raises ConfigError with every finding.
+    """
+    document = Document(file, content)
+    top = Table(document, (), document.values, GUEST_KEYS[""])
+    description = top.text("description", "")
+    machine = _machine(_section(top, "machine"))
+    cpu = _cpu(_section(top, "cpu"))
+    placement = _placement(_section(top, "placement"), cpu, topology)
+    memory = _memory(_section(top, "memory"))
+    return Read(Guest(name, description, machine, cpu, placement, memory), _warnings_or_raise(document))
+
+
+def read_host(file: str, content: bytes, topology: Topology | None = None) -> Host:
+    """The host's file from its bytes; no bytes are a file without keys.
+
+    Raises ConfigError with every finding.
+    """
+    document = Document(file, content)
+    top = Table(document, (), document.values, HOST_KEYS[""])
+    cpu = top.table("cpu", HOST_KEYS["cpu"])
+    housekeeping = cpu.cpus("housekeeping", '"0-1"')
+    if topology and housekeeping:
+        _on_host(cpu, "housekeeping", housekeeping, topology)
+    ksm = top.table("ksm", HOST_KEYS["ksm"]).choice("policy", ("always", "never"), "always")
+    _warnings_or_raise(document)
+    return Host(housekeeping, ksm)
+
+
+def _section(top: Table, key: str) -> Table:
+    return top.table(key, GUEST_KEYS[key])
+
+
+def _warnings_or_raise(document: Document) -> tuple[Diagnostic, ...]:
+    found = document.diagnostics()
+    if any(diagnostic.severity == "error" for diagnostic in found):
+        raise ConfigError(found)
+    return tuple(found)
+
+
+def _machine(table: Table) -> Machine:
+    kind = _word(table, "type", "q35")
+    if kind in _ALIAS:
+        hint = 'name a version, such as type = "pc-q35-7.2" (all of them: qemu-system-x86_64 -machine help)'
+        what = f"{kind} is an alias: the next QEMU upgrade changes the guest's hardware"
+        table.note("type", what, hint, severity="warning")
+    accel = table.choice("accel", ("kvm", "tcg"), "kvm")
+    kernel, initrd = _path(table, "kernel"), _path(table, "initrd")
+    cmdline = table.text("cmdline", "")
+    for key in ("initrd", "cmdline"):
+        if key in table and "kernel" not in table:
+            table.note(key, "there is no kernel for it", 'add kernel = "/boot/vmlinuz-…"', at_key=True)
+    return Machine(kind, accel, kernel, initrd, cmdline)
+
+
+def _word(table: Table, key: str, default: str) -> str:
+    value = table.text(key, default)
+    if not _WORD.fullmatch(value):
+        table.note(key, f'"{value}" is not a name', "letters, digits, and inside also . _ and -")
+        return default
+    return value
+
+
+def _path(table: Table, key: str) -> str:
+    value = table.text(key, "")
+    if key in table and not value.startswith("/") and isinstance(table.values[key], str):
+        table.note(key, f'"{value}" is not an absolute path', "start it with /")
+        return ""
+    return value
+
+
+def _cpu(table: Table) -> Cpu:
+    model = _word(table, "model", "host")
+    features = table.strings("features")
+    for feature in features:
+        if not _FEATURE.fullmatch(feature):
+            table.note("features", f'"{feature}" is not + or - and a feature', 'features = ["+pdpe1gb", "-svm"]')
+    vcpus = table.integer("vcpus", 1, MOST_VCPUS)
+    maxcpus = table.integer("maxcpus", 1, MOST_VCPUS)
+    shape = {key: table.integer(key, 1, MOST_VCPUS) for key in ("sockets", "dies", "cores", "threads")}
+    return Cpu(model, features, *_topology(table, vcpus, maxcpus, shape))
+
+
+def _topology(
+    table: Table, vcpus: int | None, maxcpus: int | None, shape: dict[str, int | None]
+) -> tuple[int, int, int, int, int, int]:
+    """vcpus, maxcpus, sockets, dies, cores and threads, with what was left out derived from the rest.
+
+    Sockets, dies and threads are 1 unless given; cores take up what remains, so that the product is maxcpus.
+    """
+    sockets, dies, threads = (shape[key] or 1 for key in ("sockets", "dies", "threads"))
+    others = sockets * dies * threads
+    total = maxcpus or (others * shape["cores"] if shape["cores"] else max(vcpus or 1, others))
+    cores = shape["cores"] or max(1, total // others)
+    vcpus = vcpus or total
+    written = f"{sockets} sockets × {dies} dies × {cores} cores × {threads} threads"
+    key = next((key for key in ("maxcpus", "cores", "threads", "sockets", "dies") if key in table), "")
+    if others * cores != total:
+        hint = f"maxcpus = {others * cores}, or leave out what should follow from the rest"
+        table.note(key, f"{written} = {others * cores}, but maxcpus = {total}", hint)
+    elif vcpus > total:
+        hint = f"vcpus = {total}, or a larger topology"
+        table.note("vcpus", f"{vcpus} vCPUs do not fit {written} = {total}", hint)
+    return vcpus, total, sockets, dies, cores, threads
+
+
+def _placement(table: Table, cpu: Cpu, topology: Topology | None) -> Wishes:
+    dedicated = table.choice("cpus", ("shared", "dedicated"), "shared") == "dedicated"
+    nodes = table.cpus("nodes", '"0"')
+    if nodes and topology and not nodes <= topology.nodes:
+        missing, there = cpulist.render(nodes - topology.nodes), cpulist.render(topology.nodes)
+        table.note("nodes", f"this host has no node {missing}", f"its nodes: {there}")
+    emulator = table.cpus("emulator", '"0-1"')
+    if emulator and topology:
+        _on_host(table, "emulator", emulator, topology)
+    scheduler = _scheduler(table)
+    if scheduler and not dedicated:
+        what = "a real-time vCPU on shared CPUs would starve whatever else runs there"
+        table.note("scheduler", what, 'add cpus = "dedicated", or leave scheduler out', at_key=True)
+    vcpu = _pins(table, cpu, dedicated, topology) if "vcpu" in table else ()
+    return Wishes(dedicated, nodes, emulator, scheduler, vcpu)
+
+
+def _scheduler(table: Table) -> Scheduler | None:
+    text = table.text("scheduler", "", '"fifo:10"')
+    if not text:
+        return None
+    policy, _, priority = text.partition(":")
+    valid = policy in ("fifo", "rr") and priority.isascii() and priority.isdigit() and 1 <= int(priority[:4]) <= 99
+    if not valid:
+        table.note("scheduler", f'"{text}" is not a policy and its priority', '"fifo:10" or "rr:10", from 1 to 99')
+        return None
+    return Scheduler(policy, int(priority))
+
+
+def _pins(table: Table, cpu: Cpu, dedicated: bool, topology: Topology | None) -> tuple[frozenset[int], ...]:
+    """Host CPUs by vCPU index. A list per vCPU on shared CPUs, exactly one CPU of its own on dedicated ones."""
+    written = table.table("vcpu", ())
+    indexes = {str(index): index for index in range(cpu.maxcpus)}
+    pins: dict[int, frozenset[int]] = {}
+    taken: dict[int, str] = {}
+    for key in written:
+        if key not in indexes:
+            span = "0" if cpu.maxcpus == 1 else f"0 to {cpu.maxcpus - 1}"
+            written.note(key, "no such vCPU", f"this guest has vCPU {span}", at_key=True)
+            continue
+        cpus = written.cpus(key, '"2"')
+        if cpus:
+            if topology:
+                _on_host(written, key, cpus, topology)
+            if dedicated:
+                _own_cpu(written, key, cpus, taken)
+            pins[indexes[key]] = cpus
+    missing = [key for key in indexes if key not in written]
+    if missing and not table.document.problems:
+        count = "every vCPU, up to maxcpus, needs its CPUs here"
+        table.note("vcpu", f"vCPU {cpulist.render(map(int, missing))} has none: {count}", f'{missing[0]} = "…"')
+    return tuple(pins.get(index, frozenset()) for index in range(cpu.maxcpus))
+
+
+def _own_cpu(table: Table, key: str, cpus: frozenset[int], taken: dict[int, str]) -> None:
+    if len(cpus) > 1:
+        what = f"{cpulist.render(cpus)} are {len(cpus)} CPUs; a dedicated vCPU has one of its own"
+        table.note(key, what, f'{key} = "{min(cpus)}", or cpus = "shared"')
+    for number in cpus:
+        other = taken.setdefault(number, key)
+        if other != key:
+            table.note(key, f"CPU {number} is vCPU {other}'s already", "each dedicated vCPU needs a CPU of its own")
+
+
+def _on_host(table: Table, key: str, cpus: frozenset[int], topology: Topology) -> None:
+    missing = cpus - topology.present
+    offline = cpus & topology.present - topology.online
+    if missing:
+        hint = f"its CPUs: {cpulist.render(topology.online)}"
+        table.note(key, f"this host has no CPU {cpulist.render(missing)}", hint)
+    elif offline:
+        hint = f"echo 1 > /sys/devices/system/cpu/cpu{min(offline)}/online"
+        table.note(key, f"CPU {cpulist.render(offline)} is offline", hint)
+
+
+def _memory(table: Table) -> Memory:
+    size = table.size("size")
+    if "size" not in table:
+        table.note("", "size is missing: how much memory has the guest?", 'size = "4G"')
+    elif size is not None and (size == 0 or size % sizes.UNITS["M"]):
+        table.note("size", f"{sizes.render(size)} is not a multiple of 1M", 'size = "512M"')
+    page_size = sizes.parse(table.choice("hugepages", ("2M", "1G"), "2M")) if "hugepages" in table else 0
+    if size and page_size and size % page_size:
+        low, high = size // page_size * page_size, (size // page_size + 1) * page_size
+        what = f"{sizes.render(size)} is not a multiple of the hugepage size {sizes.render(page_size)}"
+        near = " or ".join(f'"{sizes.render(fit)}"' for fit in (low, high) if fit)
+        table.note("size", what, f"size = {near}")
+    lock, ksm = table.boolean("lock", False), table.boolean("ksm", False)
+    if ksm and (page_size or lock):
+        why = "hugepages are never merged" if page_size else "locked memory is never merged"
+        table.note("ksm", f"has no effect: {why}", "ksm = false", severity="warning")
+    return Memory(size or 0, page_size, lock, ksm)

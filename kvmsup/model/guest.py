@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The records that a guest's file and the host's file become: frozen, complete, and free of any host's facts."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# kvm-NAME is a user name, and systemd refuses those over 31 characters.
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,26}")
+
+
+def is_name(text: str) -> bool:
+    """Whether `text` can name a guest: it becomes a unit instance, a user and a directory."""
+    return _NAME.fullmatch(text) is not None
+
+
+class Machine(NamedTuple):
+    """The virtual board and what it boots. Paths are the host's; "" where there is none."""
+
+    type: str
+    accel: str  # kvm | tcg
+    kernel: str
+    initrd: str
+    cmdline: str
+
+
+class Cpu(NamedTuple):
+    """What the guest sees: `maxcpus` = sockets × dies × cores × threads, of which `vcpus` are there at start."""
+
+    model: str
+    features: tuple[str, ...]  # each "+name" or "-name"
+    vcpus: int
+    maxcpus: int
+    sockets: int
+    dies: int
+    cores: int
+    threads: int
+
+
+class Scheduler(NamedTuple):
+    """A real-time policy of sched(7) for the vCPU threads; `priority` is 1 to 99."""
+
+    policy: str  # fifo | rr
+    priority: int
+
+
+class Wishes(NamedTuple):
+    """The [placement] table: what the user decided; None and empty leave it to kvmsup."""
+
+    dedicated: bool
+    nodes: frozenset[int] | None  # host nodes
+    emulator: frozenset[int] | None  # host CPUs of every thread that is not a vCPU
+    scheduler: Scheduler | None
+    vcpu: tuple[frozenset[int], ...]  # host CPUs by vCPU index; empty, or maxcpus long
+
+
+class Memory(NamedTuple):
+    """`size` and `page_size` in bytes; page_size 0 means ordinary pages."""
+
+    size: int
+    page_size: int
+    lock: bool
+    ksm: bool
+
+
+class Guest(NamedTuple):
+    """One guest as its TOML alone decides it."""
+
+    name: str
+    description: str
+    machine: Machine
+    cpu: Cpu
+    placement: Wishes
+    memory: Memory
+
+    @property
+    def bound(self) -> bool:
+        """Whether its memory is bound to the nodes that setup claims."""
+        return self.placement.dedicated or self.memory.page_size > 0 or self.placement.nodes is not None
+
+    @property
+    def pages(self) -> int:
+        """Hugepages it needs, in units of its page size; 0 with ordinary pages."""
+        return self.memory.size // self.memory.page_size if self.memory.page_size else 0
+
+
+class Host(NamedTuple):
+    """/etc/kvmsup.toml: what holds for all guests of this host."""
+
+    housekeeping: frozenset[int] | None  # host CPUs that no guest is given; None: the first core
+    ksm: str  # always | never

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Typed reading of one TOML file: every getter notes what is wrong and goes on, so that all errors come at once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from kvmsup import cpulist, sizes
+from kvmsup.errors import ConfigError, Diagnostic
+
+Path = tuple[str | int, ...]
+Parsed = TypeVar("Parsed")
+
+
+class Problem(NamedTuple):
+    """One finding, by the key path it is about; `at_key` marks the key itself rather than its value."""
+
+    path: Path
+    what: str
+    hint: str
+    at_key: bool
+    severity: str
+
+
+class Document:
+    """One TOML file: its text, its values and what was found wrong with them so far."""
+
+    def __init__(self, file: str, content: bytes) -> None:
+        """Read `content`, the bytes of the file called `file` in messages.
+
+        Raises ConfigError when it is not UTF-8 or not TOML.
+        """
+        self.file = file
+        self.problems: list[Problem] = []
+        try:
+            # A byte order mark is what some editors leave; tomllib would take it for a part of the first key.
+            self.text = content.decode("utf-8-sig").replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            column = error.start - content.rfind(b"\n", 0, error.start)
+            what = f"not UTF-8: byte 0x{content[error.start]:02x}"
+            raise ConfigError([Diagnostic(file, line, column, what, "save the file as UTF-8")]) from None
+        try:
+            self.values: Mapping[str, Any] = tomllib.loads(self.text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError([_syntax(file, self.text, str(error))]) from None
+        except RecursionError:
+            raise ConfigError([Diagnostic(file, 0, 0, "not TOML: nested too deeply")]) from None
+
+    def note(self, path: Path, what: str, hint: str = "", *, at_key: bool = False, severity: str = "error") -> None:
+        self.problems.append(Problem(path, what, hint, at_key, severity))
+
+    def diagnostics(self) -> list[Diagnostic]:
+        """What was found, with its places in the file, sorted by place."""
+        if not self.problems:
+            return []
+        from kvmsup.model import positions
+
+        places = positions.places(self.text)
+        return sorted(self._diagnostic(problem, places, positions) for problem in self.problems)
+
+    def _diagnostic(self, problem: Problem, places: Mapping[Path, Any], positions: Any) -> Diagnostic:
+        path = problem.path
+        while path and path not in places:
+            path = path[:-1]
+        what = f"{dotted(problem.path)}: {problem.what}" if problem.path else problem.what
+        if not path:
+            return Diagnostic(self.file, 0, 0, what, problem.hint, severity=problem.severity)
+        place = places[path]
+        ends = (place.key, place.key_end) if problem.at_key else (place.value, place.value_end)
+        found = positions.spot(self.text, *ends)
+        return Diagnostic(
+            self.file,
+            found.line,
+            found.column,
+            what,
+            problem.hint,
+            found.source,
+            found.width,
+            problem.severity,
+        )
+
+
+def _syntax(file: str, text: str, said: str) -> Diagnostic:
+    """tomllib tells the place only within its message: "… (at line 3, column 7)" or "… (at end of document)"."""
+    from kvmsup.model.positions import spot
+
+    what, _, where = said.rpartition(" (at ")
+    words = where.rstrip(")").replace(",", "").split()
+    if words[:1] == ["line"]:
+        lines = text.split("\n")
+        start = sum(len(line) + 1 for line in lines[: int(words[1]) - 1]) + int(words[3]) - 1
+    else:
+        start = len(text.rstrip("\n"))
+    found = spot(text, start, start + 1)
+    return Diagnostic(file, found.line, found.column, f"not TOML: {what or said}", "", found.source, 1)
+
+
+def dotted(path: Path) -> str:
+    """`path` as the user writes it: placement.vcpu.0, cpu.features[1]."""
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
+def nearest(word: str, known: Sequence[str]) -> str:
+    """The one of `known` that `word` most likely means, or ""."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(word, known, 1)), "")
+
+
+_KINDS = {bool: "true or false", int: "a whole number", str: "a string", list: "a list", dict: "a table"}
+
+
+def _told(value: object) -> str:
+    """`value` as a message names it."""
+    if isinstance(value, str):
+        return f'"{value}" is a string' if len(value) <= 40 and value.isprintable() else "this is a string"
+    if isinstance(value, bool):
+        return f"{str(value).lower()} is true or false"
+    if isinstance(value, int | float):
+        return f"{value} is a {'whole ' if isinstance(value, int) else ''}number"
+    kinds: dict[type, str] = {list: "this is a list", dict: "this is a table"}
+    return kinds.get(type(value), "this is a date or time")
+
+
+class Table:
+    """One table of a Document. Getters return their default where the key is absent or wrong."""
+
+    def __init__(self, document: Document, path: Path, values: Mapping[str, Any], known: Sequence[str]) -> None:
+        """Notes every key of `values` that is not in `known`, with the nearest one that is."""
+        self.document = document
+        self.path = path
+        self.values = values
+        for key in values:
+            if known and key not in known:
+                near = nearest(key, known)
+                hint = f"did you mean {near}?" if near else f"known here: {', '.join(known)}"
+                self.note(key, "unknown key", hint, at_key=True)
+
+    def note(self, key: str, what: str, hint: str = "", *, at_key: bool = False, severity: str = "error") -> None:
+        """Note a finding about `key`, or about the table itself where `key` is ""."""
+        path = (*self.path, key) if key else self.path
+        self.document.note(path, what, hint, at_key=at_key, severity=severity)
+
+    def _typed(self, key: str, kind: type, example: str) -> Any:
+        value = self.values.get(key)
+        if value is None or type(value) is kind:
+            return value
+        self.note(key, f"{_told(value)}; expected {_KINDS[kind]}", f"{key} = {example}" if example else "")
+        return None
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self._typed(key, bool, str(default).lower())
+        return default if value is None else bool(value)
+
+    def integer(self, key: str, low: int, high: int) -> int | None:
+        value: int | None = self._typed(key, int, str(low))
+        if value is not None and not low <= value <= high:
+            self.note(key, f"{value} is out of range", f"{low} to {high}")
+            return None
+        return value
+
+    def text(self, key: str, default: str, example: str = '"…"') -> str:
+        """A string of one line; control characters are noted and the default is returned."""
+        value: str | None = self._typed(key, str, example)
+        if value is None:
+            return default
+        # Line ends and other control characters have no place in a unit file, an argv or a journal line.
+        bad = next((char for char in value if not char.isprintable()), "")
+        if bad:
+            self.note(key, f"has a control character: U+{ord(bad):04X}", "use one line of printable text")
+            return default
+        return value
+
+    def choice(self, key: str, options: Sequence[str], default: str) -> str:
+        value = self.text(key, default, f'"{options[0]}"')
+        if value in options or key not in self.values or value == default:
+            return value
+        near = nearest(value, options)
+        self.note(key, f'"{value}" is not one of {", ".join(options)}', f"did you mean {near}?" if near else "")
+        return default
+
+    def size(self, key: str) -> int | None:
+        """Bytes, or None where the key is absent or wrong."""
+        return self._parsed(key, sizes.parse, '"4G"', _size_hint)
+
+    def cpus(self, key: str, example: str) -> frozenset[int] | None:
+        """A list of CPUs or nodes, never empty; None where the key is absent or wrong."""
+        found = self._parsed(key, cpulist.parse, example, _no_hint)
+        if found is not None and not found:
+            self.note(key, "is an empty list", f"leave {key} out, or name at least one: {key} = {example}")
+            return None
+        return found
+
+    def _parsed(
+        self, key: str, parse: Callable[[str], Parsed], example: str, hint: Callable[[str], str]
+    ) -> Parsed | None:
+        text: str | None = self._typed(key, str, example)
+        if text is None:
+            return None
+        try:
+            return parse(text)
+        except ValueError as error:
+            shown = text if text.isprintable() else ascii(text)[1:-1]
+            self.note(key, f'"{shown}" {error}', hint(text))
+            return None
+
+    def strings(self, key: str) -> tuple[str, ...]:
+        """A list of strings of one line each."""
+        values: list[object] = self._typed(key, list, '["…"]') or []
+        found = []
+        for index, value in enumerate(values):
+            path = (*self.path, key, index)
+            if not isinstance(value, str):
+                self.document.note(path, f"{_told(value)}; expected a string")
+            elif not value.isprintable():
+                self.document.note(path, "has a control character", "use one line of printable text")
+            else:
+                found.append(value)
+        return tuple(found)
+
+    def table(self, key: str, known: Sequence[str]) -> Table:
+        """The table under `key`; an empty one where it is absent. No `known` means: any key."""
+        values = self._typed(key, dict, "")
+        return Table(self.document, (*self.path, key), values or {}, known)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.values)
+
+
+def _no_hint(_: str) -> str:
+    return ""
+
+
+def _size_hint(text: str) -> str:
+    digits = "".join(char for char in text if char.isdigit()) or "4"
+    unit = next((char for char in text.upper() if char in sizes.UNITS), "G" if len(digits) < 4 else "M")
+    return f'write "{digits}{unit}": K, M, G and T count to the base 1024'

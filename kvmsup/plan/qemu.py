@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Guest → QEMU's command line, one option after the other; pure.
+
+An option's value is a list of name=value pairs, in which QEMU reads a doubled comma as a comma (qemu(1), "-drive
+file="). `props` doubles them in every value, so that none can become another property.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvmsup import sizes
+from kvmsup.model.guest import Guest
+from kvmsup.plan.unitfile import Part, Variable, Word
+
+BINARY = "/usr/bin/qemu-system-x86_64"
+RUNTIME = "/run/kvmsup/guests"
+
+# A QMP monitor serves one client at a time and lets the next one hang, so each kind of client has its own.
+MONITORS = ("control", "supervisor", "admin")
+
+Option = tuple[Word, ...]
+
+
+def props(head: str, **values: str | int | Variable) -> Word:
+    """`head,name=value,…`; an underscore in a name stands for a dash."""
+    parts: list[Part] = [head.replace(",", ",,")]
+    for name, value in values.items():
+        parts.append(f",{name.replace('_', '-')}=")
+        parts.append(value if isinstance(value, Variable) else str(value).replace(",", ",,"))
+    return parts
+
+
+def socket(guest: str, name: str) -> str:
+    """The path of one of the guest's sockets: a monitor, or its console."""
+    return f"{RUNTIME}/{guest}/{name}"
+
+
+def options(guest: Guest) -> Iterator[Option]:
+    """QEMU's options for `guest`, each with its value where it has one."""
+    yield (["-name"], props(f"guest={guest.name}", debug_threads="on"))
+    # Paused: every vCPU thread exists and none has run when attach pins them.
+    yield (["-S"],)
+    yield (["-nodefaults"],)
+    yield (["-no-user-config"],)
+    yield (["-display"], ["none"])
+    yield (
+        ["-sandbox"],
+        props("on", obsolete="deny", elevateprivileges="deny", spawn="deny", resourcecontrol="deny"),
+    )
+    yield from _machine(guest)
+    yield from _memory(guest)
+    yield from _monitors(guest)
+    yield from _consoles(guest)
+    yield (["-device"], ["virtio-rng-pci"])
+
+
+def _machine(guest: Guest) -> Iterator[Option]:
+    machine, cpu = guest.machine, guest.cpu
+    # mem-merge is on by default in QEMU; merging across guests is a side channel and needs consent.
+    merge = "on" if guest.memory.ksm else "off"
+    yield (
+        ["-machine"],
+        props(machine.type, memory_backend="mem0", mem_merge=merge, usb="off", vmport="off"),
+    )
+    if machine.accel == "tcg":
+        # MemoryDenyWriteExecute= forbids a mapping that is both; split-wx maps the code twice.
+        yield (["-accel"], props("tcg", split_wx="on"))
+    else:
+        yield (["-accel"], ["kvm"])
+    yield (["-cpu"], [",".join((cpu.model, *cpu.features))])
+    shape = {"sockets": cpu.sockets, "dies": cpu.dies, "cores": cpu.cores, "threads": cpu.threads}
+    yield (["-smp"], props(f"cpus={cpu.vcpus}", maxcpus=cpu.maxcpus, **shape))
+    if machine.kernel:
+        yield (["-kernel"], [machine.kernel])
+    if machine.initrd:
+        yield (["-initrd"], [machine.initrd])
+    if machine.cmdline:
+        yield (["-append"], [machine.cmdline])
+
+
+def _memory(guest: Guest) -> Iterator[Option]:
+    memory = guest.memory
+    size = f"{memory.size >> 20}M"
+    yield (["-m"], props(f"size={size}"))
+    values: dict[str, str | int | Variable] = {"id": "mem0", "size": size}
+    if memory.page_size:
+        # A private mapping of hugetlb pages would be copied on write and need each page twice.
+        kind = "memory-backend-memfd"
+        values |= {
+            "hugetlb": "on",
+            "hugetlbsize": sizes.render(memory.page_size),
+            "share": "on",
+            "prealloc": "on",
+        }
+    else:
+        kind = "memory-backend-ram"
+        values |= {"merge": "on" if memory.ksm else "off"}
+    if guest.bound:
+        values |= {"policy": "bind", "host_nodes": Variable("KVMSUP_HOST_NODES")}
+    yield (["-object"], props(kind, **values))
+    if memory.lock:
+        yield (["-overcommit"], props("mem-lock=on"))
+
+
+def _monitors(guest: Guest) -> Iterator[Option]:
+    for name in MONITORS:
+        path = socket(guest.name, f"{name}.qmp")
+        yield (["-chardev"], props("socket", id=f"qmp-{name}", path=path, server="on", wait="off"))
+        yield (["-mon"], props(f"chardev=qmp-{name}", mode="control"))
+
+
+def _consoles(guest: Guest) -> Iterator[Option]:
+    """ttyS0 goes to the unit's standard output and so to the journal; hvc0 is the interactive one."""
+    yield (["-chardev"], props("stdio", id="ttyS0", signal="off"))
+    yield (["-serial"], ["chardev:ttyS0"])
+    yield (["-device"], props("virtio-serial-pci", id="consoles"))
+    path = socket(guest.name, "console")
+    yield (["-chardev"], props("socket", id="hvc0", path=path, server="on", wait="off"))
+    yield (["-device"], props("virtconsole", chardev="hvc0", bus="consoles.0"))

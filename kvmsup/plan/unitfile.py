@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""systemd's quoting, the only place that knows it (systemd.syntax(7); systemd.service(5), "Command lines").
+
+A value that comes from a TOML must come out of systemd's parser as exactly the same value, whatever it contains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+# What an unquoted word may consist of; everything else is put into double quotes.
+_PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:,=+@")
+_ESCAPED = {"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$", "\n": "\\n", "\t": "\\t"}
+
+
+class Variable(NamedTuple):
+    """A variable of the unit's environment that systemd expands inside a word when it starts the command."""
+
+    name: str
+
+
+Part = str | Variable
+Word = Sequence[Part]
+
+
+def word(parts: Word) -> str:
+    """One word of a command line: strings are taken literally, variables are left for systemd."""
+    text = "".join(f"${{{part.name}}}" if isinstance(part, Variable) else _escaped(part) for part in parts)
+    plain = all(isinstance(part, Variable) or _PLAIN.issuperset(part) for part in parts)
+    return text if plain and text else f'"{text}"'
+
+
+def _escaped(text: str) -> str:
+    return "".join(_ESCAPED.get(char, char if char.isprintable() else _numeric(char)) for char in text)
+
+
+def _numeric(char: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in char.encode())
+
+
+def command(program: str, options: Iterable[Sequence[Word]]) -> str:
+    """A command line over several lines: the program, then one option with its value to a line."""
+    lines = [program, *(" ".join(map(word, option)) for option in options)]
+    return " \\\n    ".join(lines)
+
+
+def text(value: str) -> str:
+    """`value` for a directive that takes free text, such as Description=.
+
+    Specifiers are resolved there, and a backslash at the end of the line would join the next one to it; a space
+    behind the backslash prevents that and is stripped by systemd.
+    """
+    escaped = value.replace("%", "%%")
+    return f"{escaped} " if escaped.endswith("\\") else escaped

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The named steps of a guest's life: the places where a test can make the machinery fail.
+
+Every action of setup, attach, stop and release that can fail is announced here by name just before it is taken.
+With KVMSUP_FAULT=STEP:error the step raises, with STEP:kill the process is gone as by kill -9, with STEP:stop it
+hangs as by SIGSTOP. Only root can set a unit's environment; without the variable a step costs a look-up.
+"""
+
+from __future__ import annotations
+
+import os
+
+from kvmsup.errors import HostError
+
+STEPS = (
+    "setup.configuration",  # read the TOML and compare it with what systemd has loaded
+    "setup.host",  # /dev/kvm, kernel and initrd are there for QEMU's user
+    "setup.lock",  # the one lock over all claims
+    "setup.claims",  # read the other guests' claims, sweep stale ones
+    "setup.place",  # choose or check CPUs and nodes
+    "setup.intend",  # write the claim, before the first page is taken
+    "setup.reserve",  # grow the hugepage pools
+    "setup.hold",  # write the claim as kvm@ reads it
+    "attach.connect",  # QEMU's control monitor
+    "attach.negotiate",  # answered once QEMU has built the machine and filled its memory
+    "attach.threads",  # vCPU index to tid
+    "attach.pin",  # affinity and scheduler of each thread
+    "attach.verify",  # read every pin back from the kernel
+    "attach.run",  # the first guest instruction
+    "attach.look-again",  # threads that were born by running
+    "stop.connect",
+    "stop.powerdown",
+    "stop.wait",
+    "stop.quit",
+    "release.lock",
+    "release.pages",  # give back what setup took
+    "release.claim",  # remove the claim
+)
+
+
+def step(name: str) -> None:
+    """Announce that `name` is about to be done.
+
+    Raises HostError when KVMSUP_FAULT asks for an error at this very step.
+    """
+    fault = os.environ.get("KVMSUP_FAULT")
+    if fault is not None:
+        where, _, how = fault.partition(":")
+        if where == name:
+            _inject(name, how)
+
+
+def _inject(name: str, how: str) -> None:
+    if how == "error":
+        raise HostError(f"a fault was injected at the step {name} (KVMSUP_FAULT)")
+    import signal
+
+    os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[how])
