@@ -54,13 +54,13 @@ def _optional(path: str) -> frozenset[int]:
 
 
 def free_memory(root: str, nodes: frozenset[int]) -> dict[int, int]:
-    """Free bytes by node, free hugepages of every size included."""
+    """Bytes by node that are free or hold nothing but page cache; what is in hugepage pools is not among them."""
     return {node: _free_on(f"{root}/sys/devices/system/node/node{node}") for node in nodes}
 
 
 def _free_on(directory: str) -> int:
     try:
-        # "Node 0 MemFree:  123 kB"; pages in free hugepages are not in MemFree.
+        # "Node 0 MemFree:  123 kB"
         lines = [line.split() for line in files.read(f"{directory}/meminfo").splitlines()]
     except OSError:
         return 0

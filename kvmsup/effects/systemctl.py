@@ -75,3 +75,15 @@ def probably_active(root: str, unit: str) -> bool:
 def daemon_reload() -> None:
     """Run the generators and load every unit anew. Raises HostError."""
     _systemctl("daemon-reload")
+
+
+_SPANS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def stop_timeout(unit: str) -> float:
+    """TimeoutStopSec= of `unit` in seconds; a day where it is infinity. Raises HostError."""
+    text = show([unit], ["TimeoutStopUSec"])[unit]["TimeoutStopUSec"]
+    if text == "infinity":
+        return _SPANS["d"]
+    # "1min 30s": systemd.time(7), "Displaying time spans".
+    return sum(float(word.rstrip("adhimnsuw")) * _SPANS[word.lstrip("0123456789.")] for word in text.split())

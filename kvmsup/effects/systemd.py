@@ -33,7 +33,7 @@ class Jobs:
         self._finished = finished
         self._heard_one = False
         # pystemd marks the callback with an attribute, which a bound method cannot take, and keeps no reference to it.
-        self._callback = lambda *heard: self._heard(*heard)
+        self._callback = lambda message, **_: self._heard(message)
         self._bus = DBus()
         try:
             self._bus.open()
@@ -42,7 +42,7 @@ class Jobs:
         except Exception as error:  # pystemd's errors share no base class but this one
             raise HostError(f"systemd cannot be reached over D-Bus: {error}") from None
 
-    def _heard(self, message: Any, *_: object) -> None:
+    def _heard(self, message: Any) -> None:
         message.process_reply(False)
         _id, _path, unit, _result = message.body
         self._heard_one = True

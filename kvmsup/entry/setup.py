@@ -16,7 +16,7 @@ from kvmsup.effects import claims, configs, hugepages, journal, ledger, sysfs
 from kvmsup.errors import HostError, KvmsupError, Refusal
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
-from kvmsup.model.guest import Guest, Host
+from kvmsup.model.guest import Guest, Host, is_name
 from kvmsup.model.topology import Topology
 from kvmsup.plan import dropin, pages
 from kvmsup.plan.placement import Placement, Taken, place
@@ -34,6 +34,7 @@ class Request(NamedTuple):
     guest: Guest
     host: Host
     topology: Topology
+    loaded: str
 
 
 def main(name: str, root: str = "") -> int:
@@ -71,7 +72,7 @@ def run(name: str, root: str) -> None:
 
 def _request(name: str, root: str) -> Request:
     file = configs.guest_file(name)
-    content = configs.read_guest(root, name)
+    content = configs.read_guest(root, name) if is_name(name) else None
     if content is None:
         raise _no_file(name, root)
     host_content = configs.read_host(root)
@@ -84,7 +85,7 @@ def _request(name: str, root: str) -> Request:
         if loaded and loaded[:8] == dropin.fingerprint(content, b"")[:8]:
             what = f"{configs.HOST_FILE} was edited since systemd loaded it"
         raise HostError(what, "systemctl daemon-reload")
-    return Request(guest, host, topology)
+    return Request(guest, host, topology, loaded)
 
 
 def _no_file(name: str, root: str) -> HostError:
@@ -139,21 +140,29 @@ def _take(request: Request, root: str) -> None:
     known = claims.read_all(root)
     standing = ledger.sweep(root, known, keep=name)
     mine = standing.pop(name, None)
+    if mine and mine.held and mine.loaded == request.loaded and mine.own_cpus <= request.topology.online:
+        # A restart: what this guest holds is what it would ask for.
+        return
     others = list(standing.values())
     step("setup.place")
-    free = sysfs.free_memory(root, request.topology.nodes)
-    placement = place(request.guest, request.host, request.topology, others, free)
-    claim = _claim(request.guest, placement)
-    if mine and (mine.page_size, mine.pages) == (claim.page_size, claim.pages) and mine.held:
-        # A restart: the pages are ours already.
-        _hold(root, claim._replace(grown=mine.grown))
-        return
+    placement = place(request.guest, request.host, request.topology, others, _free(request, root))
     if mine:
         ledger.release(root, mine, others)
-    _reserve(root, claim, others)
+    _reserve(root, _claim(request, placement), others)
 
 
-def _claim(guest: Guest, placement: Placement) -> Claim:
+def _free(request: Request, root: str) -> dict[int, int]:
+    """Free bytes by node, with those in the pool of the guest's own page size."""
+    free = sysfs.free_memory(root, request.topology.nodes)
+    page_size = request.guest.memory.page_size
+    if page_size:
+        for node in free:
+            free[node] += hugepages.pool(root, node, page_size).free * page_size
+    return free
+
+
+def _claim(request: Request, placement: Placement) -> Claim:
+    guest = request.guest
     scheduler = guest.placement.scheduler
     return Claim(
         guest=guest.name,
@@ -168,7 +177,9 @@ def _claim(guest: Guest, placement: Placement) -> Claim:
         grown={},
         before={},
         vcpus=guest.cpu.vcpus,
-        ksm=guest.memory.ksm,
+        # Hugepages and locked memory are never merged: consent to it changes nothing.
+        ksm=guest.memory.ksm and not guest.memory.page_size and not guest.memory.lock,
+        loaded=request.loaded,
     )
 
 

@@ -11,15 +11,16 @@ import os
 import sys
 import time
 
-from kvmsup.effects import qmp
-from kvmsup.errors import KvmsupError, QmpError
+from kvmsup.effects import qmp, systemctl
+from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.plan.qemu import socket
 from kvmsup.steps import step
 
-# Both inside TimeoutStopSec= of kvm@.service, so that what comes after happens before systemd's SIGKILL.
-PATIENCE_SECONDS = 90.0
 _AGAIN_SECONDS = 5.0
+# What is kept of TimeoutStopSec= for QEMU to quit after the patience, before systemd's SIGKILL.
 _QUIT_SECONDS = 10.0
+# TimeoutStopSec= as kvm@.service has it, for when systemd cannot be asked.
+_USUAL_TIMEOUT_SECONDS = 120.0
 
 
 def main(name: str, root: str = "") -> int:
@@ -29,14 +30,23 @@ def main(name: str, root: str = "") -> int:
     except (KeyError, ValueError):
         return 0  # QEMU ended by itself
     try:
-        run(name, pid, root)
+        run(name, pid, root, _patience(name))
     except KvmsupError as error:
         print(f"<4>the guest could not be asked to power down: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def run(name: str, pid: int, root: str, patience: float = PATIENCE_SECONDS) -> None:
+def _patience(name: str) -> float:
+    """Seconds to wait for the guest: what the unit's TimeoutStopSec= leaves, which the user may have changed."""
+    try:
+        seconds = systemctl.stop_timeout(f"kvm@{name}.service")
+    except HostError:
+        seconds = _USUAL_TIMEOUT_SECONDS
+    return max(seconds - 2 * _QUIT_SECONDS, seconds / 2)
+
+
+def run(name: str, pid: int, root: str, patience: float) -> None:
     """Power down, repeated, for `patience` seconds; then quit QEMU. Raises KvmsupError when QEMU does not listen."""
     deadline = time.monotonic() + patience
     step("stop.connect")

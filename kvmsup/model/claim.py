@@ -3,6 +3,8 @@
 
 So that systemd and Python read the same thing, every value is made of digits, lower-case letters and , - : = and
 spaces only; nothing in it comes from a TOML's free text (systemd.exec(5), EnvironmentFile=).
+
+Claims outlive an upgrade of kvmsup: what a later version adds needs a default when it is read.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ class Claim(NamedTuple):
     before: Mapping[int, int]
     vcpus: int  # how many of them are there at start
     ksm: bool
+    loaded: str  # the fingerprint of the configuration that it was made from
 
     @property
     def own_cpus(self) -> frozenset[int]:
@@ -60,6 +63,7 @@ def render(claim: Claim) -> str:
         "PAGES_GROWN": _counts(claim.grown),
         "POOL_BEFORE": _counts(claim.before),
         "KSM": "yes" if claim.ksm else "no",
+        "LOADED": claim.loaded,
     }
     return "".join(f"{PREFIX}{key}={value}\n" for key, value in fields.items())
 
@@ -87,6 +91,7 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             before=_parse_counts(variables["KVMSUP_POOL_BEFORE"]),
             vcpus=int(variables["KVMSUP_VCPUS"]),
             ksm=variables["KVMSUP_KSM"] == "yes",
+            loaded=variables.get("KVMSUP_LOADED", ""),
         )
     except (KeyError, ValueError) as error:
         raise HostError(f"{source} is not a claim: {error!r}", "kvmsup writes it; nobody else should") from None
