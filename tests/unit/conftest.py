@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What holds for every quick test: nothing leaks, and the machine it runs on is not its subject."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("quick", deadline=None, derandomize=True, database=None, print_blob=True)
+settings.register_profile("long", deadline=None, database=None, max_examples=20_000, print_blob=True)
+settings.load_profile(os.environ.get("KVMSUP_HYPOTHESIS", "quick"))
+
+
+def _descriptors() -> dict[str, str]:
+    """What is open, by descriptor; the directory that is being listed is not among them."""
+    found = {}
+    for number in os.listdir("/proc/self/fd"):
+        try:
+            found[number] = os.readlink(f"/proc/self/fd/{number}")
+        except FileNotFoundError:
+            pass
+    return found
+
+
+def _children() -> set[str]:
+    found: set[str] = set()
+    for task in Path("/proc/self/task").iterdir():
+        found |= set((task / "children").read_text().split())
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test that leaves a descriptor or a child process behind."""
+    for name in ("KVMSUP_FAULT", "KVMSUP_LOADED", "JOURNAL_STREAM", "MAINPID", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    descriptors, children = _descriptors(), _children()
+    yield
+    assert _descriptors() == descriptors
+    assert _children() == children
