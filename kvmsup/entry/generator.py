@@ -12,7 +12,7 @@ import os
 import sys
 
 from kvmsup.effects import configs, files
-from kvmsup.errors import ConfigError, KvmsupError
+from kvmsup.errors import ConfigError, HostError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.guest import Host, is_name
 from kvmsup.plan import dropin
@@ -29,14 +29,17 @@ def main(arguments: list[str], root: str = "") -> int:
         host = _host(host_content)
     except KvmsupError as error:
         # Every start will be refused with this same finding; what the units look like meanwhile is harmless.
-        tell(error)
+        tell(error, root)
         host_content, host, status = b"", Host(None, "never"), 1
     for name in configs.names(root):
         try:
             for path, text in convert(name, root, host, host_content).items():
                 _write(f"{arguments[0]}/{path}", text)
         except KvmsupError as error:
-            tell(error)
+            tell(error, root)
+            status = 1
+        except Exception as error:  # a bug, which must not cost the other guests their drop-ins
+            tell(KvmsupError(f"{configs.guest_file(name)}: kvmsup has a bug: {error!r}"), root)
             status = 1
     return status
 
@@ -59,19 +62,21 @@ def convert(name: str, root: str, host: Host, host_content: bytes) -> dict[str, 
 
 
 def _write(path: str, text: str) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+    except OSError as error:
+        raise HostError(f"{path}: cannot write: {error.strerror}") from None
     files.replace(path, text)
 
 
-def tell(error: KvmsupError) -> None:
-    """One line of the kernel's log for each finding: it is what there is at early boot."""
+def tell(error: KvmsupError, root: str) -> None:
+    """One line of the kernel's log for each finding: it is what there is at early boot. Standard error without one."""
     found = error.diagnostics if isinstance(error, ConfigError) else ()
     lines = [str(one).splitlines()[0] for one in found if one.severity == "error"] or str(error).splitlines()
     for line in lines:
         # Anything in a file may end up in a message; a line of the kernel's log is printable and bounded.
         printable = "".join(char if char.isprintable() else "?" for char in line)[:800]
         try:
-            with open("/dev/kmsg", "w", encoding="utf-8") as kmsg:
-                kmsg.write(f"<3>kvmsup-generator[{os.getpid()}]: {printable}\n")
-        except OSError:
+            files.write_attribute(f"{root}/dev/kmsg", f"<3>kvmsup-generator[{os.getpid()}]: {printable}\n")
+        except HostError:
             print(printable, file=sys.stderr)
