@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the tests on real hosts do with guests, and the facts they read back from the kernel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tests.lab.errors import Result
+from tests.lab.host import Host
+
+ETC = Path(__file__).parents[2] / "etc"
+PAGES = "/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages"
+
+# Boots into the firmware and sits there: for everything that needs a QEMU but no guest that answers.
+TINY = """
+[machine]
+type = "pc-q35-7.2"
+[cpu]
+vcpus = 2
+[placement]
+cpus = "dedicated"
+[memory]
+size = "64M"
+hugepages = "2M"
+"""
+SHARED = """
+[machine]
+type = "pc-q35-7.2"
+[memory]
+size = "64M"
+"""
+
+
+def configure(host: Host, texts: Mapping[str, str]) -> None:
+    """Write guests' files and load them, without the path unit's reloads in between."""
+    host.run("systemctl stop kvmsup-reload.path")
+    for name, text in texts.items():
+        host.put(text.encode(), f"/etc/kvmsup/{name}.toml")
+    host.run("systemctl daemon-reload")
+
+
+def install_demo(host: Host) -> None:
+    """Build the demo guest's initramfs on the host, and configure it."""
+    host.run("mkdir -p /root/demo")
+    for file in sorted((ETC / "demo").iterdir()):
+        host.put(file, f"/root/demo/{file.name}", mode=file.stat().st_mode & 0o777)
+    host.run("/root/demo/build-initramfs /var/lib/kvmsup-demo/initramfs", timeout=120)
+    configure(host, {"demo": (ETC / "demo" / "demo.toml").read_text()})
+
+
+def start(host: Host, name: str, *, check: bool = True) -> Result:
+    return host.run(f"systemctl start kvm@{name}", check=check, timeout=240)
+
+
+def stop(host: Host, name: str) -> None:
+    """A clean stop: the guest must honour the power button."""
+    host.run(f"systemctl stop kvm@{name}", timeout=240)
+    released(host, name)
+
+
+def kill(host: Host, name: str) -> None:
+    """End a guest that need not end cleanly, and wait until everything is given back."""
+    host.run(
+        f"systemctl kill -s KILL kvm@{name}; systemctl stop kvm@{name}; systemctl reset-failed 'kvm*'", check=False
+    )
+    released(host, name)
+
+
+def released(host: Host, name: str) -> None:
+    """Wait until the guest's setup unit is down: it stops a moment after its guest."""
+    down = f"[ $(systemctl show -P ActiveState kvm-setup@{name}) != active ] && [ ! -e /run/kvmsup/claims/{name}.env ]"
+    host.wait_for(down, timeout=60)
+
+
+def show(host: Host, unit: str, *names: str) -> dict[str, str]:
+    """Properties of a unit as systemd has them."""
+    text = host.run(["systemctl", "show", "-p", ",".join(names), unit]).stdout
+    return dict(line.split("=", 1) for line in text.splitlines())
+
+
+def state(host: Host, unit: str) -> str:
+    return show(host, unit, "ActiveState")["ActiveState"]
+
+
+def pid(host: Host, name: str) -> int:
+    return int(show(host, f"kvm@{name}", "MainPID")["MainPID"])
+
+
+def said(host: Host, name: str) -> str:
+    """What the journal shows under the guest's unit."""
+    return host.run(f"journalctl --sync; journalctl --boot --no-pager --output=cat --unit kvm@{name}").stdout
+
+
+def claim(host: Host, name: str) -> dict[str, str]:
+    text = host.read(f"/run/kvmsup/claims/{name}.env")
+    return dict(line.removeprefix("KVMSUP_").split("=", 1) for line in text.splitlines())
+
+
+def pages(host: Host) -> tuple[int, ...]:
+    """The pools of 2M pages by node."""
+    return tuple(int(host.read(PAGES.format(node=node))) for node in (0, 1))
+
+
+def allowed(host: Host, process: int) -> dict[str, str]:
+    """Cpus_allowed_list of each thread, by its name, as the kernel tells it."""
+    list_of = "sed -n 's/^Cpus_allowed_list:.//p' $t/status"
+    script = f'for t in /proc/{process}/task/*; do echo "$(cat $t/comm)=$({list_of})"; done'
+    lines = host.run(script).stdout.splitlines()
+    return dict(line.rsplit("=", 1) for line in lines)
+
+
+def kvmsup(host: Host, arguments: str, *, check: bool = True) -> Any:
+    """What a verb prints as JSON."""
+    return json.loads(host.run(f"kvmsup {arguments} --json", check=check).stdout)
+
+
+def leftovers(host: Host) -> list[str]:
+    """Everything that guests may leave behind on a host where none runs."""
+    script = """
+        ls -d /run/kvmsup/claims/* /run/kvmsup/guests/* /run/kvmsup/ksm.found 2>/dev/null
+        pgrep -a qemu-system
+        systemctl list-units --no-legend --plain --state=active,activating,deactivating 'kvm@*' 'kvm-setup@*'
+        find /sys/fs/cgroup/kvm.slice -name 'kvm@*' 2>/dev/null
+        find /run/systemd/system.control -type f 2>/dev/null
+    """
+    return host.run(script, check=False).stdout.splitlines()
