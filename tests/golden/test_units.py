@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every generated tree beside the packaged units, as systemd itself sees it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from kvmsup.model import config
+from kvmsup.plan import qemu
+from kvmsup.plan.unitfile import Variable, Word
+from tests.golden import CASES, tree
+from tests.unit import real_systemd, systemd_syntax
+
+ROOT = Path(__file__).parents[2]
+PACKAGED = [path for kind in ("service", "path", "slice") for path in sorted((ROOT / "units").glob(f"*.{kind}"))]
+
+
+def guests(case: Path) -> list[str]:
+    found = (path.name for path in (case / "expected").glob("kvm@*.service.d"))
+    return sorted(name.removeprefix("kvm@").removesuffix(".service.d") for name in found)
+
+
+def units(case: Path) -> dict[str, str]:
+    """The packaged units and the drop-ins of `case`; the programs they run are ones that exist anywhere."""
+    packaged = {path.name: path.read_text("utf-8") for path in PACKAGED}
+    found = {name: text for name, text in tree(case / "expected").items() if name != "stderr"}
+    programs = ("@LIBDIR@/kvmsup-guest", "@LIBDIR@/kvmsup-supervisor", qemu.BINARY)
+    for name, text in (packaged | found).items():
+        for program in programs:
+            text = text.replace(program, "/usr/bin/env")
+        assert "@" not in name.partition("@")[2]
+        assert "@LIBDIR@" not in text
+        found[name] = text
+    return found
+
+
+def complaints(files: dict[str, str], wanted: list[str]) -> list[str]:
+    """What systemd-analyze says about units of ours; those of the machine that the test runs on are not."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    with real_systemd.unit_directory(files) as directory:
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", "--recursive-errors=yes", *wanted],
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_UNIT_PATH": f"{directory}/units:"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return [line for line in done.stderr.splitlines() if str(directory) in line or "kvm" in line]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_systemd_has_nothing_to_say(case: Path) -> None:
+    wanted = [f"kvm@{guest}.service" for guest in guests(case)] or ["kvm@any.service"]
+    assert not complaints(units(case), wanted + [path.name for path in PACKAGED if "@" not in path.name])
+
+
+@pytest.mark.parametrize("line", ["Nonsense=1", "ExecStart=relative", "CPUAffinity=x", 'ExecStart=/usr/bin/env "'])
+def test_systemd_would_say_so(line: str) -> None:
+    files = units(CASES[0])
+    files["kvm@web.service.d/50-kvmsup.conf"] += f"{line}\n"
+    assert complaints(files, ["kvm@web.service"])
+
+
+def literal(word: Word) -> str:
+    return "".join(f"${{{part.name}}}" if isinstance(part, Variable) else part for part in word)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if guests(case)], ids=lambda case: case.name)
+def test_systemd_reads_the_very_command_line(case: Path) -> None:
+    names = {"KVMSUP_HOST_NODES": "${KVMSUP_HOST_NODES}"}
+    for guest in guests(case):
+        content = (case / f"etc/kvmsup/{guest}.toml").read_bytes()
+        asked = config.read_guest(guest, f"{guest}.toml", content).guest
+        unit = f"kvm@{guest}.service"
+        dump = real_systemd.load(units(case), unit)
+        (argv,) = [argv for argv in real_systemd.command_lines(dump, unit) if "-nodefaults" in argv]
+        found = [systemd_syntax.environment(word, names) for word in argv[1:]]
+        assert found == [literal(word) for option in qemu.options(asked) for word in option]
+        described = f"KVM guest {guest}" + (f": {asked.description}" if asked.description else "")
+        assert f"\tDescription: {described}\n" in dump
