@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+MOST = 1 << 52  # what x86 can address (Intel SDM, MAXPHYADDR)
 
 
 def parse(text: str) -> int:
@@ -12,13 +13,16 @@ def parse(text: str) -> int:
     Raises ValueError, its text a clause that fits behind the quoted size.
     """
     number, unit = text[:-1], text[-1:]
-    if unit in UNITS and number.isascii() and number.isdigit() and len(number) < 16:
+    digits = number.isascii() and number.isdigit()
+    if digits and unit in UNITS:
+        if len(number) > 15 or int(number) * UNITS[unit] > MOST:
+            raise ValueError(f"is more than any host can have, which is {render(MOST)}")
         return int(number) * UNITS[unit]
     if text.isascii() and text.isdigit():
         raise ValueError("has no unit")
-    if text[-1:].upper() == "B" or text[-2:].lower() == "ib":
+    if unit.upper() == "B":
         raise ValueError("has a unit that reads as bytes to the base 1000 here and 1024 there")
-    if text[-1:].upper() in UNITS and text[:-1].isdigit():
+    if digits and unit.upper() in UNITS:
         raise ValueError("has its unit in lower case")
     raise ValueError("is not a whole number followed by K, M, G or T")
 
