@@ -184,29 +184,23 @@ def _claim(request: Request, placement: Placement) -> Claim:
 
 
 def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:
-    """Write the claim with what is about to be added to the pools, add it, and hold; undo on shortfall."""
+    """Write the claim with what is about to be added to the pools, add it, and hold.
+
+    On a shortfall the claim stays as it is: the release that follows a failed setup undoes what it says.
+    """
     grow: dict[int, int] = {}
     before: dict[int, int] = {}
     for node, need in claim.pages.items():
         pool = hugepages.pool(root, node, claim.page_size)
         promised = hugepages.promised(root, node, claim.page_size, others)
         grow[node], before[node] = pages.to_grow(need, pool.free, promised), pool.total
-    intent = claim._replace(grown=grow, before=before)
     step("setup.intend")
-    claims.write(root, intent)
-    try:
-        step("setup.reserve")
-        for node, count in grow.items():
-            _grow(root, claim, node, count, others)
-        _hold(root, claim._replace(grown=grow))
-    except KvmsupError:
-        ledger.release(root, intent, others)
-        raise
-
-
-def _hold(root: str, claim: Claim) -> None:
+    claims.write(root, claim._replace(grown=grow, before=before))
+    step("setup.reserve")
+    for node, count in grow.items():
+        _grow(root, claim, node, count, others)
     step("setup.hold")
-    claims.write(root, claim._replace(held=True))
+    claims.write(root, claim._replace(grown=grow, held=True))
 
 
 def _grow(root: str, claim: Claim, node: int, count: int, others: list[Claim]) -> None:

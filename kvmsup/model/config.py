@@ -30,6 +30,7 @@ HOST_KEYS = {
 MOST_VCPUS = 4096
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FEATURE = re.compile(r"[+-][A-Za-z0-9][A-Za-z0-9_.-]*")
+_SCHEDULER = re.compile(r"(fifo|rr):([1-9][0-9]?)")
 _ALIAS = ("q35", "pc")
 
 
@@ -141,6 +142,9 @@ def _topology(
     vcpus = vcpus or total
     written = f"{sockets} sockets × {dies} dies × {cores} cores × {threads} threads"
     key = next((key for key in ("maxcpus", "cores", "threads", "sockets", "dies") if key in table), "")
+    if total > MOST_VCPUS:
+        table.note(key, f"{written} is more than QEMU has", f"{MOST_VCPUS} at the most")
+        return 1, 1, 1, 1, 1, 1
     if others * cores != total:
         hint = f"maxcpus = {others * cores}, or leave out what should follow from the rest"
         table.note(key, f"{written} = {others * cores}, but maxcpus = {total}", hint)
@@ -171,12 +175,11 @@ def _scheduler(table: Table) -> Scheduler | None:
     text = table.text("scheduler", "", '"fifo:10"')
     if not text:
         return None
-    policy, _, priority = text.partition(":")
-    valid = policy in ("fifo", "rr") and priority.isascii() and priority.isdigit() and 1 <= int(priority[:4]) <= 99
+    valid = _SCHEDULER.fullmatch(text)
     if not valid:
         table.note("scheduler", f'"{text}" is not a policy and its priority', '"fifo:10" or "rr:10", from 1 to 99')
         return None
-    return Scheduler(policy, int(priority))
+    return Scheduler(valid[1], int(valid[2]))
 
 
 def _pins(table: Table, cpu: Cpu, dedicated: bool, topology: Topology | None) -> tuple[frozenset[int], ...]:
@@ -198,7 +201,7 @@ def _pins(table: Table, cpu: Cpu, dedicated: bool, topology: Topology | None) ->
                 _own_cpu(written, key, cpus, taken)
             pins[indexes[key]] = cpus
     missing = [key for key in indexes if key not in written]
-    if missing and not table.document.problems:
+    if missing and not any(problem.severity == "error" for problem in table.document.problems):
         count = "every vCPU, up to maxcpus, needs its CPUs here"
         table.note("vcpu", f"vCPU {cpulist.render(map(int, missing))} has none: {count}", f'{missing[0]} = "…"')
     return tuple(pins.get(index, frozenset()) for index in range(cpu.maxcpus))

@@ -42,11 +42,12 @@ class Spot(NamedTuple):
 
 
 def spot(text: str, start: int, end: int) -> Spot:
-    """The place of text[start:end], cut at the end of its first line."""
+    """The place of text[start:end], cut at the end of its first line; what cannot be printed is a ? in `source`."""
     line_start = text.rfind("\n", 0, start) + 1
     line_end = text.find("\n", start)
     line_end = len(text) if line_end < 0 else line_end
-    source = text[line_start:line_end].rstrip("\r")
+    line = text[line_start:line_end].rstrip("\r")
+    source = "".join(char if char.isprintable() or char == "\t" else "?" for char in line)
     width = max(1, min(end, line_start + len(source)) - start)
     return Spot(text.count("\n", 0, start) + 1, start - line_start + 1, source, width)
 
@@ -82,25 +83,34 @@ class _Walk:
         start = self.at
         array = self.text.startswith("[[", start)
         self.at += 2 if array else 1
-        name = self._dotted()
+        name = self._element(self._dotted())
         self._skip(_SPACE)
         self.at += 2 if array else 1
         if array:
             count = self.lengths.get(name, 0)
             self.lengths[name] = count + 1
             name = (*name, count)
-        self.found.setdefault(name, Place(start, self.at, start, self.at))
+        place = Place(start, self.at, start, self.at)
+        self.found[name] = place
+        for depth in range(1, len(name)):
+            self.found.setdefault(name[:depth], place)
         return name
 
+    def _element(self, name: Path) -> Path:
+        """`name` with the index of the last element behind every array of tables on the way."""
+        path: Path = ()
+        for part in name:
+            if path in self.lengths:
+                path = (*path, self.lengths[path] - 1)
+            path = (*path, part)
+        return path
+
     def _dotted(self) -> Path:
-        """A dotted key; names of arrays of tables on the way get the index of their last element."""
         path: Path = ()
         while True:
             self._skip(_SPACE)
             start = self.at
             self._skip(_KEY)
-            if path in self.lengths:
-                path = (*path, self.lengths[path] - 1)
             path = (*path, _name(self.text[start : self.at]))
             self._skip(_SPACE)
             if not self.text.startswith(".", self.at):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -12,6 +13,8 @@ from kvmsup.errors import ConfigError, Diagnostic
 
 Path = tuple[str | int, ...]
 Parsed = TypeVar("Parsed")
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+_ALMOST_SIZE = re.compile(r"([0-9]{1,15}) *([KMGT])(?:i?B)?", re.IGNORECASE)
 
 
 class Problem(NamedTuple):
@@ -38,9 +41,9 @@ class Document:
             # A byte order mark is what some editors leave; tomllib would take it for a part of the first key.
             self.text = content.decode("utf-8-sig").replace("\r\n", "\n")
         except UnicodeDecodeError as error:
-            line = content.count(b"\n", 0, error.start) + 1
-            column = error.start - content.rfind(b"\n", 0, error.start)
-            what = f"not UTF-8: byte 0x{content[error.start]:02x}"
+            before = error.object[: error.start].decode()  # without the mark
+            line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+            what = f"not UTF-8: byte 0x{error.object[error.start]:02x}"
             raise ConfigError([Diagnostic(file, line, column, what, "save the file as UTF-8")]) from None
         try:
             self.values: Mapping[str, Any] = tomllib.loads(self.text)
@@ -48,6 +51,8 @@ class Document:
             raise ConfigError([_syntax(file, self.text, str(error))]) from None
         except RecursionError:
             raise ConfigError([Diagnostic(file, 0, 0, "not TOML: nested too deeply")]) from None
+        except ValueError:  # of int(), which takes 4300 digits at the most
+            raise ConfigError([Diagnostic(file, 0, 0, "not TOML: a number with thousands of digits")]) from None
 
     def note(self, path: Path, what: str, hint: str = "", *, at_key: bool = False, severity: str = "error") -> None:
         self.problems.append(Problem(path, what, hint, at_key, severity))
@@ -99,10 +104,14 @@ def _syntax(file: str, text: str, said: str) -> Diagnostic:
 
 
 def dotted(path: Path) -> str:
-    """`path` as the user writes it: placement.vcpu.0, cpu.features[1]."""
+    """`path` as the user writes it: placement.vcpu.0, cpu.features[1], "odd key"."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            key = part if _BARE.fullmatch(part) else ascii(part) if not part.isprintable() else f'"{part}"'
+            text += f".{key}" if text else key
     return text
 
 
@@ -122,10 +131,17 @@ def _told(value: object) -> str:
         return f'"{value}" is a string' if len(value) <= 40 and value.isprintable() else "this is a string"
     if isinstance(value, bool):
         return f"{str(value).lower()} is true or false"
-    if isinstance(value, int | float):
-        return f"{value} is a {'whole ' if isinstance(value, int) else ''}number"
+    if isinstance(value, int):
+        return f"{_figures(value)} is a whole number"
+    if isinstance(value, float):
+        return f"{value} is a number"
     kinds: dict[type, str] = {list: "this is a list", dict: "this is a table"}
     return kinds.get(type(value), "this is a date or time")
+
+
+def _figures(value: int) -> str:
+    """`value` in digits; what TOML allows and nobody means would be thousands of them."""
+    return str(value) if -(1 << 63) <= value < 1 << 63 else "this"
 
 
 class Table:
@@ -161,19 +177,20 @@ class Table:
     def integer(self, key: str, low: int, high: int) -> int | None:
         value: int | None = self._typed(key, int, str(low))
         if value is not None and not low <= value <= high:
-            self.note(key, f"{value} is out of range", f"{low} to {high}")
+            self.note(key, f"{_figures(value)} is out of range", f"{low} to {high}")
             return None
         return value
 
     def text(self, key: str, default: str, example: str = '"…"') -> str:
-        """A string of one line; control characters are noted and the default is returned."""
+        """A string of one printable line; for anything else a problem is noted and the default returned."""
         value: str | None = self._typed(key, str, example)
         if value is None:
             return default
-        # Line ends and other control characters have no place in a unit file, an argv or a journal line.
+        # Line ends and whatever else cannot be seen have no place in a unit file, an argv or a journal line.
         bad = next((char for char in value if not char.isprintable()), "")
         if bad:
-            self.note(key, f"has a control character: U+{ord(bad):04X}", "use one line of printable text")
+            what = f"has a character that cannot be printed: U+{ord(bad):04X}"
+            self.note(key, what, "use one line of printable text")
             return default
         return value
 
@@ -219,7 +236,7 @@ class Table:
             if not isinstance(value, str):
                 self.document.note(path, f"{_told(value)}; expected a string")
             elif not value.isprintable():
-                self.document.note(path, "has a control character", "use one line of printable text")
+                self.document.note(path, "has a character that cannot be printed", "use one line of printable text")
             else:
                 found.append(value)
         return tuple(found)
@@ -241,6 +258,10 @@ def _no_hint(_: str) -> str:
 
 
 def _size_hint(text: str) -> str:
-    digits = "".join(char for char in text if char.isdigit()) or "4"
-    unit = next((char for char in text.upper() if char in sizes.UNITS), "G" if len(digits) < 4 else "M")
-    return f'write "{digits}{unit}": K, M, G and T count to the base 1024'
+    if near := _ALMOST_SIZE.fullmatch(text):
+        written = f"{near[1]}{near[2].upper()}"
+    elif text.isascii() and text.isdigit() and len(text) <= 15:
+        written = f"{text}{'G' if len(text) < 4 else 'M'}"
+    else:
+        return 'such as "4G": K, M, G and T count to the base 1024'
+    return f'write "{written}": K, M, G and T count to the base 1024' if written != text else ""

@@ -53,7 +53,7 @@ def test_qemu_is_unprivileged_and_alone(demo: Host) -> None:
     assert 61184 <= int(fields["Uid"].split()[0]) <= 65519  # systemd's range for dynamic users
     assert int(fields["CapEff"], 16) == int(fields["CapBnd"], 16) == 0
     assert (fields["NoNewPrivs"].strip(), fields["Seccomp"].strip()) == ("1", "2")
-    assert demo.run(f"ps -o user= -p {guests.pid(demo, NAME)}").stdout.strip() == "kvm-demo"
+    assert guests.show(demo, f"kvm@{NAME}", "User", "DynamicUser") == {"User": "kvm-demo", "DynamicUser": "yes"}
     exposure = demo.run(f"systemd-analyze security --no-pager kvm@{NAME} | tail -n 1").stdout
     assert float(exposure.split(":")[1].split()[0]) <= 0.5, exposure
 
