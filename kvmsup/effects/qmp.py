@@ -10,6 +10,7 @@ import json
 import os
 import select
 import socket
+import struct
 import time
 from typing import Any
 
@@ -40,7 +41,7 @@ class Monitor:
             self._socket.close()
             raise QmpError(f"QEMU is gone: {error.strerror}") from None
         try:
-            self._connect(path)
+            self._connect(path, pid)
         except BaseException:
             self.close()
             raise
@@ -55,7 +56,7 @@ class Monitor:
         self._socket.close()
         os.close(self._process)
 
-    def _connect(self, path: str) -> None:
+    def _connect(self, path: str, pid: int) -> None:
         while True:
             try:
                 self._socket.connect(path)
@@ -69,7 +70,13 @@ class Monitor:
                 raise QmpError(f"{path}: {error.strerror}") from None
             else:
                 self._socket.setblocking(False)
-                return
+                return self._check_peer(path, pid)
+
+    def _check_peer(self, path: str, pid: int) -> None:
+        """The directory belongs to QEMU's user: whoever has taken QEMU over could lead root to another guest's socket."""
+        listening = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        if listening != pid:
+            raise QmpError(f"{path} leads to process {listening} instead of QEMU, {pid}")
 
     def _ended(self, seconds: float) -> bool:
         return bool(select.select([self._process], [], [], seconds)[0])

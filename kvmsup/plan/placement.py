@@ -48,6 +48,7 @@ def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim],
         vcpu = _dedicated(guest, topology, housekeeping, taken)
     else:
         vcpu = _shared(guest, topology, taken)
+    _check_real_time(guest, frozenset().union(*vcpu) & emulator)
     return Placement(vcpu, emulator, _memory_nodes(guest, topology, frozenset().union(*vcpu), free))
 
 
@@ -91,6 +92,12 @@ def _chosen_by_user(
         what = f"placement.vcpu: CPU {cpulist.render(outside)} is not on node {_nodes_told(guest)}"
         raise Refusal(what, "make placement.nodes and placement.vcpu agree")
     return guest.placement.vcpu
+
+
+def _check_real_time(guest: Guest, both: frozenset[int]) -> None:
+    if guest.placement.scheduler and both:
+        what = f"placement.emulator: CPU {cpulist.render(both)} is a real-time vCPU's, which would starve QEMU there"
+        raise Refusal(what, "choose other CPUs for the emulator, or leave placement.scheduler out")
 
 
 def _nodes_told(guest: Guest) -> str:
