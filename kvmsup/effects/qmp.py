@@ -73,7 +73,7 @@ class Monitor:
                 return self._check_peer(path, pid)
 
     def _check_peer(self, path: str, pid: int) -> None:
-        """The directory belongs to QEMU's user: whoever has taken QEMU over could lead root to another guest's socket."""
+        """The directory belongs to QEMU's user: who takes QEMU over could lead root to another guest's."""
         listening = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         if listening != pid:
             raise QmpError(f"{path} leads to process {listening} instead of QEMU, {pid}")
