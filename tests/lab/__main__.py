@@ -13,7 +13,6 @@ from . import resident
 from .errors import CommandTimeout, LabError, LabPanic, Result
 from .host import Host, Lab, forget
 from .progress import Progress
-from .terminal import attach
 
 _TIMED_OUT = 124
 _BROKEN = 125
@@ -117,7 +116,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _shell(options: argparse.Namespace) -> int:
     with _make(options) as host:
-        attach(host.machine.console)
+        host.machine.console.attach()
     return 0
 
 

@@ -76,6 +76,18 @@ def drop(path: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
+def touch(path: Path) -> None:
+    """Marks an entry as used now."""
+    with contextlib.suppress(OSError):  # someone else's cache, perhaps read-only
+        os.utime(path)
+
+
+def oldest(kind: str, prefix: str, keep: int) -> list[Path]:
+    """The entries of this kind whose key begins so, without the `keep` last used ones."""
+    found = [path for path in (root() / kind).glob(f"{prefix}*") if path.is_dir()]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)[keep:]
+
+
 def scratch() -> tuple[Path, int]:
     """A directory for one running host, and the descriptor whose lock says that it is in use.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import os
 import shlex
 import shutil
 import time
@@ -196,6 +195,7 @@ class Lab:
             rig = Rig(image, emulator, "tcg")
             rig = Rig(image, emulator, probe.accelerator(rig, progress))
             cache.entry("state", f"{rig.key}-{_BASE}", lambda place: self._save_base(rig, place, progress))
+            _drop_old_images(rig)
             self._rig = rig
         return self._rig
 
@@ -234,8 +234,7 @@ class Lab:
         place = self._place(rig, key)
         if not (place / "state").exists():
             raise LabError(f"there is no lab snapshot {key!r}")
-        with contextlib.suppress(OSError):
-            os.utime(place)  # the newest used are kept
+        cache.touch(place)
         ancestry = tuple((place / "ancestry").read_text().split())
         host = Host(Machine(rig, place / "disk.qcow2", "qcow2", state=place / "state"), (*ancestry, place.name))
         try:
@@ -264,6 +263,10 @@ class Lab:
                 self.snapshot(host, key)
         return key
 
+    def forget(self, key: str) -> None:
+        """Removes the snapshot `key`, if there is one."""
+        cache.drop(self._place(self.ensure_built(), key))
+
     def _place(self, rig: Rig, key: str) -> Path:
         return cache.root() / "state" / f"{rig.key}-{key}"
 
@@ -282,6 +285,16 @@ class Lab:
         for place in (cache.root() / "state").glob(f"{rig.key}-*"):
             if (place / "state").exists():
                 yield place
+
+
+def _drop_old_images(rig: Rig) -> None:
+    """Of each suite in use, keeps the images of the last few recipes; with an image go its states."""
+    for path in {rig.image.path, rig.emulator.path}:
+        cache.touch(path)
+        for old in cache.oldest("image", path.name.partition("-")[0] + "-", _KEPT):
+            for state in (cache.root() / "state").glob(f"{old.name}-*"):
+                cache.drop(state)
+            cache.drop(old)
 
 
 def forget(suite: str) -> None:

@@ -20,9 +20,11 @@ from . import cache
 from .build import Image
 from .errors import LabError, LabPanic
 from .recipe import KERNEL_COMMAND_LINE
+from .terminal import Console
 
 MEMORY_MIB = 6144
 CPUS = 8
+_VERSION = "2"  # raise it when states saved before are no longer good
 _CPU_TCG = "max,la57=off,cx16=off,+topoext"
 
 _running: set[Machine] = set()
@@ -40,7 +42,7 @@ class Rig:
     def key(self) -> str:
         """Changes with whatever a saved state depends on."""
         shape = json.dumps(_hardware(self, Path("disk")))
-        return f"{self.image.path.name}-{cache.digest(self.emulator.path.name, self.accel, shape)}"
+        return f"{self.image.path.name}-{cache.digest(self.emulator.path.name, self.accel, shape, _VERSION)}"
 
     def program(self, name: str, *arguments: str) -> list[str]:
         """The command that runs one of the image's QEMU programs on this machine."""
@@ -103,7 +105,6 @@ class Machine:
         self.place, self._live = cache.scratch()
         self.disk = self.place / "disk.qcow2"
         self.log = self.place / "console.log"
-        self._panic_from = 0
         self._sockets: list[socket.socket] = []
         self._process: subprocess.Popen[bytes] | None = None
         try:
@@ -115,7 +116,8 @@ class Machine:
 
     def _start(self, state: Path | None) -> None:
         ends = {name: socket.socketpair() for name in ("agent", "console", "monitor")}
-        self.agent, self.console, monitor = self._sockets = [ours for ours, _ in ends.values()]
+        self.agent, console, monitor = self._sockets = [ours for ours, _ in ends.values()]
+        self.console = Console(console)
         share = self.rig.emulator.emulator / "share"
         command = ["setpriv", "--pdeathsig", "KILL", *self.rig.program("qemu-system-x86_64")]
         command += ["-L", str(share / "qemu"), "-L", str(share / "seabios")]
@@ -173,11 +175,10 @@ class Machine:
         return self._process.pid if self._process else 0
 
     def check(self) -> None:
-        """Raises LabPanic if the lab's kernel panicked since the last look, LabError if QEMU is gone."""
-        text = self.log.read_text(errors="replace")
-        at = text.find("Kernel panic", self._panic_from)
-        if at >= 0:
-            self._panic_from = at + 1
+        """Raises LabPanic if the lab's kernel ever panicked, LabError if QEMU is gone."""
+        # For good: the kernel reboots then, and the next command would run on another host, so to speak.
+        text = self.log.read_text(errors="replace") if self.log.exists() else ""
+        if (at := text.find("Kernel panic")) >= 0:
             raise LabPanic(f"the lab's kernel panicked:\n{text[max(0, at - 3000) : at + 3000]}")
         if self._process is None or self._process.poll() is not None:
             raise LabError(f"the lab's QEMU is gone\n{self.complaints()}\n{text[-2000:]}")
@@ -193,8 +194,11 @@ class Machine:
             self._process.kill()
             self._process.wait()
             self._process = None
+            self.console.close()
         _running.discard(self)
         for connection in self._sockets:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)  # wakes the threads that read
             connection.close()
         if self._live >= 0:
             os.close(self._live)
