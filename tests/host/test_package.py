@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The Debian package: what it installs, and that guests outlive its upgrade, its removal and needrestart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.host import guests
+from tests.lab.host import Host
+
+PROGRAMS = ("/usr/bin/kvmsup", "/usr/lib/kvmsup/kvmsup-guest", "/usr/lib/systemd/system-generators/kvmsup-generator")
+PAGES = ("man1/kvmsup.1.gz", "man5/kvmsup.guest.5.gz", "man5/kvmsup.toml.5.gz", "man8/kvmsup-generator.8.gz")
+KEPT = ("/run/kvmsup/lib", "/run/systemd/system/kvm@.service", "/run/systemd/system/kvm-setup@.service")
+
+
+def test_files_are_where_they_belong(host: Host) -> None:
+    host.run("dpkg --verify kvmsup && test -d /etc/kvmsup")
+    for program in PROGRAMS:
+        assert host.run(f"stat -c '%U %a' {program}").stdout == "root 755\n"
+    host.run(" && ".join(f"test -s /usr/share/man/{page}" for page in PAGES))
+    assert "demo/demo.toml" in host.run("find /usr/share/doc/kvmsup/examples -type f").stdout
+    assert host.run("kvmsup --version").stdout.startswith("kvmsup ")
+
+
+def test_every_module_is_compiled(host: Host) -> None:
+    """The units start Python at every start of a guest, and cannot write below /usr."""
+    count = "find /usr/lib/kvmsup -name '{}' | wc -l"
+    modules = int(host.run(count.format("*.py")).stdout)
+    assert int(host.run(count.format("*.pyc")).stdout) == modules > 20
+
+
+def test_installing_starts_no_process(host: Host) -> None:
+    assert host.run("pgrep -f '/usr/(lib/kvmsup|bin/kvmsup)'", check=False).stdout == ""
+    assert guests.show(host, "kvmsup-reload.path", "ActiveState", "UnitFileState") == {
+        "ActiveState": "active",
+        "UnitFileState": "enabled",
+    }
+    assert guests.state(host, "kvmsup") == "inactive"
+    assert host.run("systemctl list-units --all --no-legend 'kvm@*' 'kvm-setup@*'").stdout == ""
+
+
+def test_an_edit_is_picked_up(host: Host) -> None:
+    host.put(guests.SHARED.encode(), "/etc/kvmsup/picked.toml")
+    host.wait_for("systemctl cat kvm@picked | grep -q guest=picked", timeout=30)
+    host.run("rm /etc/kvmsup/picked.toml")
+    host.wait_for("! systemctl cat kvm@picked | grep -q guest=picked", timeout=30)
+
+
+def test_completion(host: Host) -> None:
+    host.run("touch /etc/kvmsup/web.toml /etc/kvmsup/db.toml")
+    assert completed(host, "kvmsup", "") == {"check", "console", "list", "status"}
+    assert completed(host, "kvmsup", "status", "w") == {"web"}
+    assert completed(host, "kvmsup", "check", "--r") == {"--root"}
+    host.run("rm /etc/kvmsup/web.toml /etc/kvmsup/db.toml")
+
+
+def completed(host: Host, *words: str) -> set[str]:
+    """What bash would offer for the last of `words`."""
+    line = " ".join(f"'{word}'" for word in words)
+    source = "/usr/share/bash-completion/completions/kvmsup"
+    script = (
+        f'. {source}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _kvmsup; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    )
+    return set(host.run(script).stdout.split())
+
+
+def test_upgrade_leaves_a_guest_alone(fresh_host: Host, deb: Path) -> None:
+    guests.configure(fresh_host, {"tiny": guests.TINY})
+    guests.start(fresh_host, "tiny")
+    before = facts(fresh_host)
+    fresh_host.wait_for("[ $(systemctl show -P ActiveState kvmsup) = active ]", timeout=60)
+    supervisor = guests.show(fresh_host, "kvmsup", "MainPID")
+
+    fresh_host.run(f"dpkg --install {newer(fresh_host, deb)}", timeout=180)
+    assert facts(fresh_host) == before
+    assert guests.state(fresh_host, "kvm@tiny") == "active"
+    fresh_host.wait_for("[ $(systemctl show -P ActiveState kvmsup) = active ]", timeout=60)
+    assert guests.show(fresh_host, "kvmsup", "MainPID") != supervisor
+    assert fresh_host.run("systemctl list-units --failed --no-legend").stdout == ""
+    guests.kill(fresh_host, "tiny")
+    assert guests.leftovers(fresh_host) == []
+
+
+def facts(host: Host) -> tuple[object, ...]:
+    """What must not change for a running guest: QEMU, its threads' CPUs, its claim, its pages."""
+    process = guests.pid(host, "tiny")
+    pins = host.run(f"grep -H ^Cpus_allowed_list: /proc/{process}/task/*/status").stdout
+    return process, pins, guests.claim(host, "tiny"), guests.pages(host)
+
+
+def apt(host: Host, verb: str) -> str:
+    """What apt and the package's scripts say; apt gives dpkg a terminal."""
+    command = f"DEBIAN_FRONTEND=noninteractive apt-get {verb} -y kvmsup 2>&1"
+    return host.run(command, timeout=240).stdout.replace("\r", "")
+
+
+def newer(host: Host, deb: Path) -> str:
+    """The package once more under a higher version, on the host."""
+    host.put(deb, "/var/tmp/old.deb")
+    host.run(
+        "cd /var/tmp && rm -rf tree && dpkg-deb -R old.deb tree"
+        " && sed -i 's/^Version: .*/&+1/' tree/DEBIAN/control && dpkg-deb -b tree new.deb",
+        timeout=120,
+    )
+    return "/var/tmp/new.deb"
+
+
+def test_removal_leaves_a_guest_alone_and_it_still_stops_cleanly(fresh_host: Host) -> None:
+    guests.install_demo(fresh_host)
+    guests.start(fresh_host, "demo")
+    fresh_host.wait_for("journalctl -b -u kvm@demo | grep -q 'demo: ready'", timeout=150)
+    process, held = guests.pid(fresh_host, "demo"), guests.pages(fresh_host)
+
+    told = apt(fresh_host, "remove")
+    assert "these guests keep running: demo\n" in told
+    assert "systemctl stop 'kvm@*'" in told
+    fresh_host.run("test ! -e /usr/lib/kvmsup && test ! -e /usr/lib/systemd/system/kvm@.service")
+    assert (guests.pid(fresh_host, "demo"), guests.pages(fresh_host)) == (process, held)
+    assert guests.state(fresh_host, "kvm-setup@demo") == "active"
+    # A restart could only stop it.
+    assert "refused" in fresh_host.run("systemctl restart kvm@demo", check=False).stderr
+    assert guests.pid(fresh_host, "demo") == process
+
+    guests.stop(fresh_host, "demo")
+    assert "demo: the power button was pressed, powering off" in guests.said(fresh_host, "demo")
+    assert guests.show(fresh_host, "kvm@demo", "Result") == {"Result": "success"}
+    assert guests.pages(fresh_host) == (0, 0)
+    assert guests.leftovers(fresh_host) == []
+    assert fresh_host.run("systemctl start kvm@demo", check=False).rc != 0
+
+
+def test_a_package_that_is_back_has_its_guests_back(fresh_host: Host, deb: Path) -> None:
+    guests.configure(fresh_host, {"tiny": guests.TINY})
+    guests.start(fresh_host, "tiny")
+    before = facts(fresh_host)
+    units = guests.show(fresh_host, "kvm@tiny", "FragmentPath", "DropInPaths", "Slice")
+    fresh_host.run("dpkg --remove kvmsup", timeout=180)
+    fresh_host.run(" && ".join(f"test -e {path}" for path in KEPT))
+    fresh_host.install(deb)
+    fresh_host.run(" && ".join(f"test ! -e {path}" for path in KEPT))
+    assert facts(fresh_host) == before
+    assert guests.show(fresh_host, "kvm@tiny", "FragmentPath", "DropInPaths", "Slice") == units
+    assert guests.kvmsup(fresh_host, "status tiny")["drift"] is False
+    guests.kill(fresh_host, "tiny")
+    assert guests.leftovers(fresh_host) == []
+
+
+def test_needrestart_leaves_guests_alone(fresh_host: Host) -> None:
+    """After an upgrade of a library that QEMU has mapped, everything else that uses it would be restarted."""
+    guests.configure(fresh_host, {"tiny": guests.TINY})
+    guests.start(fresh_host, "tiny")
+    before = facts(fresh_host)
+    mapped = f"sed -n 's/.* \\(\\/.*\\/libz\\.so.*\\)/\\1/p' /proc/{before[0]}/maps"
+    library = fresh_host.run(f"{mapped} | head -n 1").stdout.strip()
+    fresh_host.run(f"cp -p {library} {library}.new && mv {library}.new {library}")
+    seen = fresh_host.run("needrestart -b", timeout=180).stdout
+    assert "NEEDRESTART-SVC: kvm@tiny.service\n" in seen
+    fresh_host.run("DEBIAN_FRONTEND=noninteractive needrestart -r a", timeout=240)
+    assert facts(fresh_host) == before
+    guests.kill(fresh_host, "tiny")
+
+
+def test_removal_without_guests_leaves_nothing_behind(fresh_host: Host) -> None:
+    told = fresh_host.run("dpkg --remove kvmsup 2>&1", timeout=180).stdout
+    assert "keep running" not in told
+    fresh_host.run("test ! -e /etc/kvmsup && " + " && ".join(f"test ! -e {path}" for path in KEPT))
+    assert fresh_host.run("systemctl list-unit-files --no-legend 'kvm*'", check=False).stdout == ""
+    assert "kvmsup" not in fresh_host.run("dpkg --purge kvmsup 2>&1 | grep 'left as it is' || true").stdout
+    fresh_host.run("test ! -e /run/kvmsup && test ! -e /etc/needrestart/conf.d/kvmsup.conf")
+
+
+def test_purge_keeps_the_administrators_files_and_names_them(fresh_host: Host) -> None:
+    guests.configure(fresh_host, {"web": guests.SHARED})
+    fresh_host.run("systemctl enable kvm@web; touch /etc/kvmsup.toml")
+    told = apt(fresh_host, "purge")
+    wanted = "/etc/systemd/system/multi-user.target.wants/kvm@web.service"
+    for left in ("/etc/kvmsup/web.toml", "/etc/kvmsup.toml", wanted):
+        assert f"left as it is: {left}\n" in told
+    assert fresh_host.read("/etc/kvmsup/web.toml") == guests.SHARED
+    fresh_host.run("test ! -e /run/kvmsup && test ! -e /etc/needrestart/conf.d/kvmsup.conf")
+    fresh_host.run("test ! -e /etc/systemd/system/paths.target.wants/kvmsup-reload.path")
+    assert fresh_host.run("find /var/lib/systemd/deb-systemd-helper-enabled -name 'kvm*'").stdout == ""
