@@ -18,7 +18,7 @@ def test_no_guest_instruction_runs_before_the_pins_are_read_back(host: Host) -> 
     )
     host.run(f"systemctl daemon-reload; echo 1 > {TRACE}/events/kvm/kvm_entry/enable; echo > {TRACE}/trace")
     host.run("systemctl start --no-block kvm@tiny")
-    attach = "pgrep -f 'kvmsup-guest attach tiny'"
+    attach = "pgrep -f '[k]vmsup-guest attach tiny'"
     host.wait_for(f"grep -q '^State:.T' /proc/$({attach})/status", timeout=120)
 
     process = guests.pid(host, "tiny")
