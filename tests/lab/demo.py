@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from .progress import Progress
 
 EXAMPLE = "/usr/share/doc/kvmsup/examples/demo"
 POOLS = "grep . /sys/devices/system/node/node*/hugepages/hugepages-2048kB/nr_hugepages"
+# What a shell sends to find out about its terminal.
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 READY = "journalctl -b -u kvm@demo | grep -q 'demo: ready'"
 
 
@@ -55,7 +58,7 @@ def _demonstrate(host: Host, progress: Progress) -> None:
     _show(host, "{ echo 'uname -sm; nproc; free -m'; sleep 6; printf '\\035'; } | kvmsup console demo")
     _show(host, "systemctl stop kvm@demo")
     host.wait_for("[ ! -e /run/kvmsup/claims/demo.env ]", timeout=30)
-    _show(host, "journalctl --boot --no-pager --output cat --unit kvm@demo | tail -n 4")
+    _show(host, "journalctl --boot --no-pager --output cat --unit kvm@demo | tail -n 6")
     _show(host, POOLS)
 
 
@@ -63,7 +66,9 @@ def _show(host: Host, command: str) -> None:
     """Run `command` and show it as on a terminal; it must succeed."""
     print(f"\n# {command}", flush=True)
     done = host.run(command, timeout=240)
-    print((done.stdout + done.stderr).replace("\r", "").rstrip(), flush=True)
+    text = _ESCAPES.sub("", done.stdout + done.stderr).replace("\r", "").rstrip()
+    if text:
+        print(text, flush=True)
 
 
 if __name__ == "__main__":
