@@ -130,11 +130,13 @@ NEWLINE = st.sampled_from(["", "\n", " # ] } , =\n", "\n\n\t"])
 @st.composite
 def arrays(draw: st.DrawFn, inner: st.SearchStrategy[str]) -> str:
     items = draw(st.lists(inner, max_size=3))
+    trailing = draw(st.booleans())
+    comma = "," if items and trailing else ""
     gaps = [draw(NEWLINE) for _ in range(2 * len(items) + 1)]
     text = "["
     for index, item in enumerate(items):
         text += gaps[2 * index] + item + gaps[2 * index + 1] + ("," if index + 1 < len(items) else "")
-    return text + ("," if items and draw(st.booleans()) else "") + gaps[-1] + "]"
+    return text + comma + gaps[-1] + "]"
 
 
 @st.composite

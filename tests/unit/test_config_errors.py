@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is wrong with a file, as the user reads it: the cases of findings.toml, and those it cannot hold."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvmsup.errors import ConfigError
+from kvmsup.model import config
+from kvmsup.model.topology import LogicalCpu, Topology
+
+CASES = tomllib.loads(Path(__file__).with_name("findings.toml").read_text("utf-8"))
+HOST = Topology(
+    tuple(LogicalCpu(number, 0, 0, frozenset((number,))) for number in (0, 1, 2)),
+    frozenset(range(4)),
+    frozenset(),
+    frozenset((0,)),
+)
+SOUND = b'[machine]\ntype = "pc-q35-7.2"\n[memory]\nsize = "1G"\n'
+
+
+def said(content: bytes, topology: Topology | None = None) -> str:
+    """Everything found in a guest's file, warnings too."""
+    try:
+        return "\n".join(map(str, config.read_guest("web", "web.toml", content, topology).warnings))
+    except ConfigError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("case", CASES["guest"], ids=lambda case: case["name"])
+def test_guest_file(case: dict[str, Any]) -> None:
+    found = said(case["text"].encode(), HOST)
+    assert found == case["said"].removesuffix("\n")
+    assert all(char.isprintable() or char == "\n" for char in found)
+
+
+@pytest.mark.parametrize("case", CASES["host"], ids=lambda case: case["name"])
+def test_host_file(case: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.read_host("kvmsup.toml", case["text"].encode(), HOST)
+    assert str(caught.value) == case["said"].removesuffix("\n")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [SOUND, b"\xef\xbb\xbf" + SOUND, SOUND.replace(b"\n", b"\r\n"), b"\xef\xbb\xbf" + SOUND.replace(b"\n", b"\r\n")],
+    ids=["plain", "mark", "CRLF", "mark and CRLF"],
+)
+def test_sound(content: bytes) -> None:
+    assert said(content) == ""
+
+
+def test_the_place_is_right_with_a_mark_and_carriage_returns() -> None:
+    content = b"\xef\xbb\xbf# \xc3\xa4\r\nx = 1\r\n" + SOUND.replace(b"\n", b"\r\n")
+    assert said(content).splitlines()[:3] == ["web.toml:2:1: x: unknown key", "  2 | x = 1", "    | ^"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b'a = "\xff"', "web.toml:1:6: not UTF-8: byte 0xff\n  hint: save the file as UTF-8"),
+        (b"\xef\xbb\xbf\xff", "web.toml:1:1: not UTF-8: byte 0xff\n  hint: save the file as UTF-8"),
+        (b"# \xc3\xa4\n\xc3\xa4\xc3\xa4 \xe4", "web.toml:2:4: not UTF-8: byte 0xe4\n  hint: save the file as UTF-8"),
+        (b"a\0", "web.toml:1:2: not TOML: Expected '=' after a key in a key/value pair\n  1 | a?\n    |  ^"),
+        (b"x = " + b"[" * 3000, "web.toml: not TOML: nested too deeply"),
+        (b"x = " + b"{a = " * 3000, "web.toml: not TOML: nested too deeply"),
+        (b"x = " + b"1" * 5000, "web.toml: not TOML: a number with thousands of digits"),
+    ],
+    ids=["byte", "byte behind a mark", "byte behind umlauts", "NUL", "arrays", "inline tables", "digits"],
+)
+def test_not_even_toml(content: bytes, expected: str) -> None:
+    assert said(content) == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "expected"),
+    [
+        ("cpu", "vcpus", "web.toml:6:9: cpu.vcpus: this is out of range"),
+        ("cpu", "model", "web.toml:6:9: cpu.model: this is a whole number; expected a string"),
+    ],
+)
+def test_number_too_long_to_show(table: str, key: str, expected: str) -> None:
+    found = said(SOUND + f"[{table}]\n{key} = 0x{'f' * 5000}\n".encode())
+    assert found.splitlines()[0] == expected
+
+
+def test_long_string_of_the_wrong_type() -> None:
+    found = said(SOUND + f'[cpu]\nvcpus = "{"x" * 50}"\n'.encode())
+    assert found.splitlines()[0] == "web.toml:6:9: cpu.vcpus: this is a string; expected a whole number"
+
+
+@pytest.mark.parametrize("kind", ["[", "{a = "], ids=["arrays", "inline tables"])
+def test_any_depth_of_nesting_is_told(kind: str) -> None:
+    # Around the depth where tomllib gives up, nothing else may give up in another way.
+    close = {"[": "]", "{a = ": "}"}[kind]
+    for depth in [*range(1, 50), *range(150, 1000, 7)]:
+        found = said(SOUND + f"[x]\ny = {kind * depth}1{close * depth}\n".encode())
+        assert found.startswith(("web.toml:5:1: x: unknown key", "web.toml: not TOML: nested too deeply"))
