@@ -109,11 +109,10 @@ def _word(table: Table, key: str, default: str) -> str:
 
 
 def _path(table: Table, key: str) -> str:
-    value = table.text(key, "")
-    if key in table and not value.startswith("/") and isinstance(table.values[key], str):
+    value = table.text(key, "/")
+    if not value.startswith("/"):
         table.note(key, f'"{value}" is not an absolute path', "start it with /")
-        return ""
-    return value
+    return value if key in table else ""
 
 
 def _cpu(table: Table) -> Cpu:
@@ -232,7 +231,9 @@ def _memory(table: Table) -> Memory:
     size = table.size("size")
     if "size" not in table:
         table.note("", "size is missing: how much memory has the guest?", 'size = "4G"')
-    elif size is not None and (size == 0 or size % sizes.UNITS["M"]):
+    elif size == 0:
+        table.note("size", "a guest cannot run without memory", 'size = "512M"')
+    elif size is not None and size % sizes.UNITS["M"]:
         table.note("size", f"{sizes.render(size)} is not a multiple of 1M", 'size = "512M"')
     page_size = sizes.parse(table.choice("hugepages", ("2M", "1G"), "2M")) if "hugepages" in table else 0
     if size and page_size and size % page_size:
