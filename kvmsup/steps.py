@@ -20,6 +20,7 @@ STEPS = (
     "setup.place",  # choose or check CPUs and nodes
     "setup.intend",  # write the claim, before the first page is taken
     "setup.reserve",  # grow the hugepage pools
+    "setup.fence",  # keep shared guests off owned CPUs
     "setup.hold",  # write the claim as kvm@ reads it
     "attach.connect",  # QEMU's control monitor
     "attach.negotiate",  # answered once QEMU has built the machine and filled its memory
@@ -35,6 +36,7 @@ STEPS = (
     "release.lock",
     "release.pages",  # give back what setup took
     "release.claim",  # remove the claim
+    "release.fence",  # let shared guests use the CPUs again
 )
 
 

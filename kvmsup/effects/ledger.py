@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kvmsup import sizes
-from kvmsup.effects import claims, hugepages, systemctl
+from kvmsup.effects import claims, fence, hugepages, sysfs, systemctl
 from kvmsup.model.claim import Claim
 from kvmsup.steps import step
 
@@ -64,6 +64,8 @@ def release(root: str, claim: Claim, others: list[Claim]) -> list[str]:
     left = hugepages.give_back(root, claim, others)
     step("release.claim")
     claims.remove(root, claim.guest)
+    step("release.fence")
+    fence.settle(root, sysfs.online(root), others)
     size = sizes.render(claim.page_size)
     return [
         f"{count} hugepages of {size} on node {node} that were added for {claim.guest} are still in use or gone"

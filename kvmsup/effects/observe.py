@@ -7,7 +7,7 @@ import time
 from typing import NamedTuple
 
 from kvmsup import cpulist
-from kvmsup.effects import claims, configs, files, hugepages, pin, qmp, systemctl
+from kvmsup.effects import claims, configs, fence, files, hugepages, pin, qmp, systemctl
 from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
 from kvmsup.plan.qemu import socket
@@ -90,11 +90,14 @@ def threads(root: str, seen: Seen) -> list[Thread]:
         raise KvmsupError(f"QEMU of {seen.name} cannot be asked for its threads: {error}") from None
     tids = [*index_of, *(tid for tid in pin.threads(root, seen.pid) if tid not in index_of)]
     tids += pin.kernel_threads(root, seen.pid)
-    return [_thread(root, tid, index_of.get(tid), seen.claim) for tid in tids if pin.name(root, tid)]
+    fenced = None if seen.claim.dedicated else fence.current(root)
+    return [_thread(root, tid, index_of.get(tid), seen.claim, fenced) for tid in tids if pin.name(root, tid)]
 
 
-def _thread(root: str, tid: int, index: int | None, claim: Claim) -> Thread:
+def _thread(root: str, tid: int, index: int | None, claim: Claim, fenced: frozenset[int] | None) -> Thread:
     wanted = claim.emulator if index is None else claim.vcpu[index]
+    if fenced is not None:
+        wanted &= fenced
     role = "emulator" if index is None else f"vCPU {index}"
     return Thread(tid, pin.name(root, tid), role, wanted, _allowed(root, tid), _last_cpu(root, tid))
 

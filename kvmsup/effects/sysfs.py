@@ -9,13 +9,18 @@ from kvmsup.errors import HostError
 from kvmsup.model.topology import LogicalCpu, Topology
 
 
+def online(root: str) -> frozenset[int]:
+    """The CPUs that are online. Raises HostError."""
+    return _numbers(f"{root}/sys/devices/system/cpu/online")
+
+
 def topology(root: str) -> Topology:
     """The topology below `root`. Raises HostError when the kernel's files are not what its documentation says."""
     cpu = f"{root}/sys/devices/system/cpu"
-    online = _numbers(f"{cpu}/online")
+    up = online(root)
     nodes = _optional(f"{root}/sys/devices/system/node/online") or frozenset((0,))
     node_of = {number: node for node in nodes for number in _cpus_of_node(root, node)}
-    cpus = tuple(_cpu(cpu, number, node_of.get(number, min(nodes)), online) for number in sorted(online))
+    cpus = tuple(_cpu(cpu, number, node_of.get(number, min(nodes)), up) for number in sorted(up))
     return Topology(cpus, _numbers(f"{cpu}/present"), _optional(f"{cpu}/isolated"), nodes)
 
 

@@ -77,6 +77,16 @@ def daemon_reload() -> None:
     _systemctl("daemon-reload")
 
 
+def set_property(unit: str, assignment: str) -> None:
+    """Set a property of `unit` until the next boot. Raises HostError."""
+    _systemctl("set-property", "--runtime", "--", unit, assignment)
+
+
+def revert(unit: str) -> None:
+    """Remove what set_property has left for `unit`. Raises HostError."""
+    _systemctl("revert", "--no-reload", "--", unit)
+
+
 _SPANS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 

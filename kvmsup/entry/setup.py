@@ -12,7 +12,7 @@ import time
 from typing import NamedTuple
 
 from kvmsup import cpulist, sizes
-from kvmsup.effects import claims, configs, hugepages, journal, ledger, sysfs
+from kvmsup.effects import claims, configs, fence, hugepages, journal, ledger, sysfs
 from kvmsup.errors import HostError, KvmsupError, Refusal
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
@@ -199,6 +199,8 @@ def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:
     step("setup.reserve")
     for node, count in grow.items():
         _grow(root, claim, node, count, others)
+    step("setup.fence")
+    fence.settle(root, sysfs.online(root), [*others, claim])
     step("setup.hold")
     claims.write(root, claim._replace(grown=grow, held=True))
 

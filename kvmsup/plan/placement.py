@@ -41,6 +41,9 @@ def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim],
     """
     housekeeping = (host.housekeeping or topology.first_core()) & topology.online
     taken = {cpu: claim.guest for claim in claims for cpu in claim.own_cpus}
+    if guest.placement.dedicated:
+        # Where another guest's emulator was put, outside housekeeping, nobody can be alone.
+        taken |= {cpu: claim.guest for claim in claims for cpu in claim.emulator - housekeeping}
     emulator = _emulator(guest, housekeeping, topology, taken)
     if guest.placement.vcpu:
         vcpu = _chosen_by_user(guest, topology, housekeeping, taken)
@@ -48,6 +51,7 @@ def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim],
         vcpu = _dedicated(guest, topology, housekeeping, taken)
     else:
         vcpu = _shared(guest, topology, taken)
+    _check_nobody_is_stranded(guest, vcpu, claims, taken)
     _check_real_time(guest, frozenset().union(*vcpu) & emulator)
     return Placement(vcpu, emulator, _memory_nodes(guest, topology, frozenset().union(*vcpu), free))
 
@@ -58,7 +62,8 @@ def _held(cpus: Iterable[int], taken: Mapping[int, str]) -> str:
     for cpu in sorted(cpus):
         by_guest.setdefault(taken[cpu], []).append(cpu)
     told = [f"CPU {cpulist.render(cpus)} to guest {name}" for name, cpus in by_guest.items()]
-    return ", ".join(told).replace(" to guest", f" {'are' if len(taken) > 1 else 'is'} dedicated to guest", 1)
+    verb = "are" if len(next(iter(by_guest.values()), ())) > 1 else "is"
+    return ", ".join(told).replace(" to guest", f" {verb} dedicated to guest", 1)
 
 
 def _refuse_taken(asked: str, cpus: frozenset[int], taken: Mapping[int, str], hint: str) -> None:
@@ -72,8 +77,8 @@ def _emulator(
 ) -> frozenset[int]:
     wished = guest.placement.emulator
     if wished is None:
-        free = housekeeping - taken.keys()
-        return free or topology.online - taken.keys() or housekeeping
+        free = housekeeping - frozenset(taken)
+        return free or topology.online - frozenset(taken) or housekeeping
     _refuse_taken("placement.emulator", wished, taken, "choose other CPUs, or stop that guest")
     return wished
 
@@ -94,6 +99,20 @@ def _chosen_by_user(
     return guest.placement.vcpu
 
 
+def _check_nobody_is_stranded(
+    guest: Guest, vcpu: Sequence[frozenset[int]], claims: Sequence[Claim], taken: Mapping[int, str]
+) -> None:
+    """A vCPU of a shared guest must keep a CPU that is nobody's own."""
+    if not guest.placement.dedicated:
+        return
+    owned = frozenset().union(*vcpu) | taken.keys()
+    stranded = sorted({claim.guest for claim in claims if not claim.dedicated for cpus in claim.vcpu if cpus <= owned})
+    if stranded:
+        cpus = cpulist.render(frozenset().union(*vcpu))
+        what = f"CPU {cpus} would be taken from shared guest {' and '.join(stranded)}, which has no other for a vCPU"
+        raise Taken(what, "choose other CPUs, or stop that guest", stranded)
+
+
 def _check_real_time(guest: Guest, both: frozenset[int]) -> None:
     if guest.placement.scheduler and both:
         what = f"placement.emulator: CPU {cpulist.render(both)} is a real-time vCPU's, which would starve QEMU there"
@@ -107,11 +126,13 @@ def _nodes_told(guest: Guest) -> str:
 def _shared(guest: Guest, topology: Topology, taken: Mapping[int, str]) -> tuple[frozenset[int], ...]:
     """Every vCPU may run on every CPU that is nobody's; the scheduler does not balance isolated ones."""
     cpus = topology.cpus_of(guest.placement.nodes or topology.nodes) - topology.isolated
-    free = cpus - taken.keys()
+    free = cpus - frozenset(taken)
     if not free:
         holders = {cpu: taken[cpu] for cpu in cpus if cpu in taken}
         where = f" of node {_nodes_told(guest)}" if guest.placement.nodes else ""
         what = f"no CPU{where} is left for shared guests: {_held(holders, holders) or 'all are isolated'}"
+        if not holders:
+            raise Refusal(what, "choose other nodes, or the CPUs in [placement.vcpu]")
         raise Taken(what, "stop a dedicated guest, or choose other nodes", sorted(set(holders.values())))
     return (free,) * guest.cpu.maxcpus
 
@@ -121,7 +142,7 @@ def _dedicated(
 ) -> tuple[frozenset[int], ...]:
     """One CPU a vCPU, all on one node: the fullest one that still fits, whole cores first."""
     allowed = topology.cpus_of(guest.placement.nodes or topology.nodes) - housekeeping
-    free = allowed - taken.keys()
+    free = allowed - frozenset(taken)
     by_node = {node: free & topology.cpus_of([node]) for node in sorted(topology.nodes)}
     fitting = [node for node, cpus in by_node.items() if len(cpus) >= guest.cpu.maxcpus]
     if not fitting:

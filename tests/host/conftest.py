@@ -17,6 +17,7 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.terminal import TerminalReporter
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 if str(REPOSITORY) not in sys.path:  # however pytest was started
@@ -38,7 +39,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_panics] = 0
 
 
-def _lab(pytestconfig: pytest.Config, suite: str) -> Lab:
+def make_lab(pytestconfig: pytest.Config, suite: str) -> Lab:
+    """The lab of `suite`, built if it is not in the cache; skips where it cannot be."""
     lab = Lab(suite)
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     quiet = capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
@@ -53,7 +55,7 @@ def _lab(pytestconfig: pytest.Config, suite: str) -> Lab:
 @pytest.fixture(scope="session")
 def lab(pytestconfig: pytest.Config) -> Lab:
     """The Debian 13 lab, built if it is not in the cache."""
-    return _lab(pytestconfig, "trixie")
+    return make_lab(pytestconfig, "trixie")
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +149,7 @@ def _panic_seen(item: pytest.Item) -> bool:
     return True
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
     if panics := config.stash[_panics]:
         terminalreporter.write_line(
             f"lab panics: {panics} (the rig's; each such test was run again on a fresh restore)"

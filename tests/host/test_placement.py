@@ -75,3 +75,33 @@ def test_too_few_hugepages_are_refused_with_the_node_and_given_back(host: Host) 
     assert "hugepagesz=2M hugepages=1:20480" in said
     assert guests.pages(host) == (0, 0)
     assert guests.leftovers(host) == []
+
+
+def test_shared_guests_are_fenced_off_owned_cpus_and_get_them_back(host: Host) -> None:
+    fence = "/sys/fs/cgroup/kvm.slice/kvm-shared.slice/cpuset.cpus.effective"
+    guests.configure(host, {"crowd": guests.SHARED, "owner": pinned(4, 5)})
+    guests.start(host, "crowd")
+    assert guests.allowed(host, guests.pid(host, "crowd"))["CPU 0/KVM"] == "0-7"
+    guests.start(host, "owner")
+    assert host.read(fence) == "0-3,6-7\n"
+    assert guests.allowed(host, guests.pid(host, "crowd"))["CPU 0/KVM"] == "0-3,6-7"
+    assert guests.allowed(host, guests.pid(host, "owner"))["CPU 0/KVM"] == "4"
+    assert guests.kvmsup(host, "status crowd")["drift"] is False
+    host.run("systemctl daemon-reload")
+    assert host.read(fence) == "0-3,6-7\n"
+    guests.kill(host, "owner")
+    assert host.read(fence) == "0-7\n"
+    assert guests.allowed(host, guests.pid(host, "crowd"))["CPU 0/KVM"] == "0-7"
+    guests.kill(host, "crowd")
+    assert guests.leftovers(host) == []
+
+
+def test_the_last_cpu_of_a_shared_vcpu_is_not_taken(host: Host) -> None:
+    stuck = guests.SHARED.replace("[memory]", '[placement.vcpu]\n0 = "6"\n[memory]')
+    guests.configure(host, {"stuck": stuck, "owner": pinned(6)})
+    guests.start(host, "stuck")
+    assert guests.start(host, "owner", check=False).rc == 1
+    sentence = "CPU 6 would be taken from shared guest stuck, which has no other for a vCPU"
+    assert sentence in guests.said(host, "owner")
+    guests.kill(host, "stuck")
+    assert guests.leftovers(host) == []

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Debian 12 (Linux 6.1, systemd 252, QEMU 7.2): install, start, stop, upgrade with a guest running."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.host import guests
+from tests.host.conftest import make_lab
+from tests.lab.host import Host
+
+
+@pytest.fixture(scope="module")
+def old_host(pytestconfig: pytest.Config, deb: Path) -> Iterator[Host]:
+    lab = make_lab(pytestconfig, "bookworm")
+    with lab.fresh(lab.installed(deb)) as host:
+        yield host
+
+
+def test_the_versions_are_the_oldest_supported(old_host: Host) -> None:
+    told = old_host.run("uname -r; systemctl --version; qemu-system-x86_64 --version; python3 --version").stdout
+    for version in ("6.1.", "systemd 252", "version 7.2", "Python 3.11"):
+        assert version in told
+
+
+def test_a_guest_starts_pinned_and_stops(old_host: Host) -> None:
+    guests.configure(old_host, {"tiny": guests.TINY, "other": guests.SHARED})
+    guests.start(old_host, "tiny")
+    assert guests.pages(old_host) == (32, 0)
+    threads = guests.allowed(old_host, guests.pid(old_host, "tiny"))
+    assert (threads["CPU 0/KVM"], threads["CPU 1/KVM"]) == ("2", "3")
+    guests.start(old_host, "other")
+    assert guests.allowed(old_host, guests.pid(old_host, "other"))["CPU 0/KVM"] == "0-1,4-7"
+    # Enabling the cpuset controller, which the fence needs, wipes affinities before Linux 6.2.
+    threads = guests.allowed(old_host, guests.pid(old_host, "tiny"))
+    assert (threads["CPU 0/KVM"], threads["CPU 1/KVM"]) == ("2", "3")
+    guests.kill(old_host, "other")
+    old_host.run("mkdir -p /run/systemd/system/kvm@.service.d")
+    old_host.put(b"[Service]\nTimeoutStopSec=8\n", "/run/systemd/system/kvm@.service.d/impatient.conf")
+    old_host.run("systemctl daemon-reload")
+    guests.stop(old_host, "tiny")
+    assert guests.pages(old_host) == (0, 0)
+    assert guests.leftovers(old_host) == []
+
+
+def test_an_upgrade_leaves_guests_alone(old_host: Host, deb: Path) -> None:
+    guests.start(old_host, "tiny")
+    before = (guests.pid(old_host, "tiny"), guests.claim(old_host, "tiny"))
+    old_host.install(deb)
+    assert (guests.pid(old_host, "tiny"), guests.claim(old_host, "tiny")) == before
+    guests.kill(old_host, "tiny")
+    assert guests.leftovers(old_host) == []
