@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Records for tests: hosts, guests and claims in a few words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from kvmsup import cpulist
+from kvmsup.model.claim import Claim
+from kvmsup.model.guest import Cpu, Guest, Host, Machine, Memory, Wishes
+from kvmsup.model.topology import LogicalCpu, Topology
+
+Cpus = frozenset[int]
+HOST = Host(None, "always")
+
+
+def host(housekeeping: str = "") -> Host:
+    return Host(cpulist.parse(housekeeping) or None, "always")
+
+
+def topology(
+    nodes: int = 1, cores: int = 2, threads: int = 2, *, offline: Iterable[int] = (), isolated: Iterable[int] = ()
+) -> Topology:
+    """`cores` a node, numbered as servers do: siblings are half of all CPUs apart, nodes one after the other."""
+    half = nodes * cores
+    gone = frozenset(offline)
+    cpus = []
+    for number in range(half * threads):
+        core = number % half
+        siblings = frozenset(core + half * thread for thread in range(threads)) - gone
+        if number not in gone:
+            cpus.append(LogicalCpu(number, core // cores, core // cores, siblings))
+    return Topology(tuple(cpus), frozenset(range(half * threads)), frozenset(isolated), frozenset(range(nodes)))
+
+
+def guest(
+    vcpus: int = 1,
+    *,
+    name: str = "web",
+    dedicated: bool = False,
+    nodes: str = "",
+    emulator: str = "",
+    vcpu: Iterable[str] = (),
+    size: int = 1 << 30,
+    page_size: int = 0,
+    ksm: bool = False,
+) -> Guest:
+    wishes = Wishes(
+        dedicated,
+        cpulist.parse(nodes) or None,
+        cpulist.parse(emulator) or None,
+        None,
+        tuple(map(cpulist.parse, vcpu)),
+    )
+    return Guest(
+        name,
+        "",
+        Machine("pc-q35-7.2", "kvm", "", "", ""),
+        Cpu("host", (), vcpus, vcpus, 1, 1, vcpus, 1),
+        wishes,
+        Memory(size, page_size, False, ksm),
+    )
+
+
+def claim(
+    name: str,
+    vcpu: Iterable[str] = ("1",),
+    *,
+    dedicated: bool = True,
+    held: bool = True,
+    emulator: str = "0",
+    scheduler: str = "",
+    nodes: str = "0",
+    page_size: int = 0,
+    pages: Mapping[int, int] | None = None,
+    grown: Mapping[int, int] | None = None,
+    before: Mapping[int, int] | None = None,
+    ksm: bool = False,
+) -> Claim:
+    cpus = tuple(map(cpulist.parse, vcpu))
+    return Claim(
+        guest=name,
+        held=held,
+        dedicated=dedicated,
+        vcpu=cpus,
+        emulator=cpulist.parse(emulator),
+        scheduler=scheduler,
+        nodes=cpulist.parse(nodes),
+        page_size=page_size,
+        pages=pages or {},
+        grown=grown or {},
+        before=before or {},
+        vcpus=len(cpus),
+        ksm=ksm,
+        loaded="",
+    )
