@@ -13,32 +13,32 @@ from kvmsup import cpulist
 from kvmsup.effects import files, systemctl
 from kvmsup.model.claim import Claim
 
-SLICE = "kvm-shared.slice"
-# Where `systemctl set-property --runtime` keeps the value (systemd.unit(5), "Unit File Load Path").
-_KEPT = f"/run/systemd/system.control/{SLICE}.d/50-AllowedCPUs.conf"
+SHARED, DEDICATED = "kvm-shared.slice", "kvm-dedicated.slice"
 
 
 def settle(root: str, online: frozenset[int], claims: Collection[Claim]) -> None:
     """Bring the fence to what `claims` ask for; nothing is done where it is so already. Raises HostError."""
-    wanted = online - frozenset().union(*(claim.own_cpus for claim in claims))
-    if not _needed(claims):
-        if os.path.exists(root + _KEPT):
+    wanted = _wanted(online, claims)
+    for unit in (SHARED, DEDICATED):
+        now = _kept(root, unit)
+        if unit in wanted and now != wanted[unit]:
+            systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(wanted[unit])}")
+        elif unit not in wanted and now is not None:
             # Clearing the property would leave the old mask in place, so the full one goes first.
-            systemctl.set_property(SLICE, f"AllowedCPUs={cpulist.render(online)}")
-            systemctl.revert(SLICE)
-    elif current(root) != wanted:
-        systemctl.set_property(SLICE, f"AllowedCPUs={cpulist.render(wanted)}")
+            systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(online)}")
+            systemctl.revert(unit)
 
 
-def _needed(claims: Collection[Claim]) -> bool:
-    """Whether there are guests on both sides.
+def _wanted(online: frozenset[int], claims: Collection[Claim]) -> dict[str, frozenset[int]]:
+    """CPUs by slice: a fence where there are guests on both sides of it.
 
-    Before Linux 6.2 enabling the cpuset controller wipes every affinity (da019032819a); there it is enabled with the
-    first guest, before anything is pinned.
+    Before Linux 6.2 enabling the cpuset controller wipes every affinity below (da019032819a). There both slices get
+    a mask with the first guest, so that the controller is enabled before anything is pinned.
     """
+    left = online - frozenset().union(*(claim.own_cpus for claim in claims))
     if claims and _kernel() < (6, 2):
-        return True
-    return len({claim.dedicated for claim in claims}) == 2
+        return {SHARED: left, DEDICATED: online}
+    return {SHARED: left} if len({claim.dedicated for claim in claims}) == 2 else {}
 
 
 def _kernel() -> tuple[int, ...]:
@@ -48,8 +48,13 @@ def _kernel() -> tuple[int, ...]:
 
 def current(root: str) -> frozenset[int] | None:
     """The CPUs that the fence leaves to shared guests; None where there is no fence."""
+    return _kept(root, SHARED)
+
+
+def _kept(root: str, unit: str) -> frozenset[int] | None:
+    """What `systemctl set-property --runtime` has set, where it keeps it (systemd.unit(5), "Unit File Load Path")."""
     try:
-        text = files.read(root + _KEPT)
+        text = files.read(f"{root}/run/systemd/system.control/{unit}.d/50-AllowedCPUs.conf")
     except FileNotFoundError:
         return None
     value = next((line for line in text.splitlines() if line.startswith("AllowedCPUs=")), "=")

@@ -40,9 +40,11 @@ def kernel_threads(root: str, pid: int) -> list[int]:
 
 
 def pin(tid: int, cpus: frozenset[int]) -> None:
-    """Allow `tid` to run on `cpus` alone. Raises HostError with the reason."""
+    """Allow `tid` to run on `cpus` alone; one that has ended runs nowhere. Raises HostError with the reason."""
     try:
         os.sched_setaffinity(tid, cpus)
+    except ProcessLookupError:
+        pass
     except OSError as error:
         raise HostError(f"thread {tid} cannot be pinned to CPU {cpulist.render(cpus)}: {_reason(error)}") from None
 

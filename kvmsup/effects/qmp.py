@@ -32,9 +32,10 @@ class Monitor:
         Raises QmpError when QEMU ends or the deadline passes.
         """
         self.deadline = deadline
-        self.events: list[dict[str, Any]] = []
+        self.events: list[str] = []  # names alone: QEMU decides how much it sends
         self._buffer = bytearray()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.setblocking(False)
         try:
             self._process = os.pidfd_open(pid)
         except OSError as error:
@@ -60,8 +61,8 @@ class Monitor:
         while True:
             try:
                 self._socket.connect(path)
-            except (FileNotFoundError, ConnectionRefusedError):
-                # Between exec and listen; the process may also end there.
+            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+                # Between exec and listen, or others are waiting already; the process may also end there.
                 if self._ended(0.002):
                     raise QmpError("QEMU ended before it could be spoken to") from None
                 if self.deadline is not None and time.monotonic() > self.deadline:
@@ -69,7 +70,6 @@ class Monitor:
             except OSError as error:
                 raise QmpError(f"{path}: {error.strerror}") from None
             else:
-                self._socket.setblocking(False)
                 return self._check_peer(path, pid)
 
     def _check_peer(self, path: str, pid: int) -> None:
@@ -107,7 +107,7 @@ class Monitor:
     def _keep(self, event: dict[str, Any]) -> None:
         if len(self.events) >= _MOST_EVENTS:
             raise QmpError(f"QEMU sent over {_MOST_EVENTS} events instead of an answer")
-        self.events.append(event)
+        self.events.append(str(event["event"])[:80])
 
     def wait_for_end(self, seconds: float) -> bool:
         """Read and keep events for up to `seconds`; returns whether QEMU has ended. Raises QmpError."""
@@ -120,7 +120,9 @@ class Monitor:
             if not ready:
                 return False
             try:
-                self._keep(self._message())
+                message = self._message()
+                if "event" in message:
+                    self._keep(message)
             except QmpError:
                 # The monitor closes a moment before the process ends.
                 return self._ended(max(0.0, until - time.monotonic()))
@@ -161,12 +163,15 @@ class Monitor:
 
     def _wait(self, *, writing: bool) -> None:
         """Until the socket is ready. QEMU's end counts only once there is nothing left to read."""
-        left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
-        wanted = [self._socket]
-        ready, writable, _ = select.select([self._process, *wanted], wanted if writing else [], [], left)
-        if writable or self._socket in ready:
-            return
-        raise QmpError("QEMU ended" if ready else "QEMU has not answered in time")
+        left = None if self.deadline is None else self.deadline - time.monotonic()
+        if left is None or left > 0:
+            reading, sending = ([], [self._socket]) if writing else ([self._socket], [])
+            ready, sendable, _ = select.select([self._process, *reading], sending, [], left)
+            if sendable or self._socket in ready:
+                return
+            if ready:
+                raise QmpError("QEMU ended")
+        raise QmpError("QEMU has not answered in time")
 
 
 def _description(error: object) -> str:
@@ -181,6 +186,6 @@ def vcpu_threads(monitor: Monitor) -> dict[int, int]:
     """
     try:
         found = {int(cpu["cpu-index"]): int(cpu["thread-id"]) for cpu in monitor.execute("query-cpus-fast")}
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise QmpError("QEMU's list of vCPUs is not as its schema says") from None
     return dict(sorted(found.items()))

@@ -64,8 +64,10 @@ def run(name: str, pid: int, claim: Claim, root: str) -> None:
 
 def _vcpu_threads(monitor: qmp.Monitor, claim: Claim) -> dict[int, int]:
     found = qmp.vcpu_threads(monitor)
-    if len(found) != claim.vcpus or max(found, default=-1) >= len(claim.vcpu):
-        raise QmpError(f"QEMU has vCPUs {cpulist.render(found)}, {claim.vcpus} were asked for")
+    if set(found) != set(range(claim.vcpus)):
+        raise QmpError(f"QEMU has vCPUs {cpulist.render(found) or 'none'}, {claim.vcpus} were asked for")
+    if len(set(found.values())) != len(found):
+        raise QmpError("QEMU named one thread for two vCPUs")
     return found
 
 

@@ -71,8 +71,8 @@ def kill(host: Host, name: str) -> None:
 
 def released(host: Host, name: str) -> None:
     """Wait until the guest's setup unit is down: it stops a moment after its guest."""
-    down = f"[ $(systemctl show -P ActiveState kvm-setup@{name}) != active ] && [ ! -e /run/kvmsup/claims/{name}.env ]"
-    host.wait_for(down, timeout=60)
+    down = f"systemctl show -P ActiveState kvm-setup@{name} | grep -qE '^(inactive|failed)$'"
+    host.wait_for(f"{down} && [ ! -e /run/kvmsup/claims/{name}.env ]", timeout=60)
 
 
 def show(host: Host, unit: str, *names: str) -> dict[str, str]:
