@@ -127,6 +127,8 @@ def test_removal_leaves_a_guest_alone_and_it_still_stops_cleanly(fresh_host: Hos
     assert guests.pages(fresh_host) == (0, 0)
     assert guests.leftovers(fresh_host) == []
     assert fresh_host.run("systemctl start kvm@demo", check=False).rc != 0
+    apt(fresh_host, "purge")
+    fresh_host.run("test ! -e /run/kvmsup && " + " && ".join(f"test ! -e {path}" for path in KEPT))
 
 
 def test_a_package_that_is_back_has_its_guests_back(fresh_host: Host, deb: Path) -> None:
