@@ -35,8 +35,8 @@ STEPS = (
     "stop.quit",
     "release.lock",
     "release.pages",  # give back what setup took
-    "release.claim",  # remove the claim
     "release.fence",  # let shared guests use the CPUs again
+    "release.claim",  # remove the claim
 )
 
 

@@ -62,10 +62,11 @@ def release(root: str, claim: Claim, others: list[Claim]) -> list[str]:
     """
     step("release.pages")
     left = hugepages.give_back(root, claim, others)
-    step("release.claim")
-    claims.remove(root, claim.guest)
     step("release.fence")
     fence.settle(root, sysfs.online(root), others)
+    # Last, so that whoever finds the claim does all of this again.
+    step("release.claim")
+    claims.remove(root, claim.guest)
     size = sizes.render(claim.page_size)
     return [
         f"{count} hugepages of {size} on node {node} that were added for {claim.guest} are still in use or gone"

@@ -68,7 +68,7 @@ class Monitor:
                 if self.deadline is not None and time.monotonic() > self.deadline:
                     raise QmpError(f"QEMU has not opened {path} in time") from None
             except OSError as error:
-                raise QmpError(f"{path}: {error.strerror}") from None
+                raise QmpError(f"{path}: {error.strerror or error}") from None
             else:
                 return self._check_peer(path, pid)
 
