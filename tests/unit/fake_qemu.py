@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A QEMU that misbehaves by name: `fake_qemu.py SOCKET BEHAVIOUR VCPUS`, a real process with a thread for each vCPU.
+
+Tests start it with `running`; everything below the marked line runs in the process of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
+
+
+class Running(NamedTuple):
+    """A fake that has been started: the root below which its sockets are, and its pid."""
+
+    root: str
+    pid: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def path(self) -> str:
+        return f"{self.root}/run/kvmsup/guests/web/control.qmp"
+
+
+@contextlib.contextmanager
+def running(behaviour: str, vcpus: int = 2) -> Iterator[Running]:
+    """A fake QEMU for the guest web; killed and reaped at the end."""
+    root = tempfile.mkdtemp(prefix="q-")  # short, because a socket's path may have 107 bytes
+    os.makedirs(f"{root}/run/kvmsup/guests/web")
+    os.symlink("/proc", f"{root}/proc")
+    path = f"{root}/run/kvmsup/guests/web/control.qmp"
+    process = subprocess.Popen([sys.executable, "-I", "-S", __file__, path, behaviour, str(vcpus)])
+    try:
+        yield Running(root, process.pid, process)
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(root)
+
+
+# ---- in its own process ----
+
+GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": ["oob"]}}
+Reply = dict[str, Any]
+
+
+class Qemu:
+    """One client, answered as QEMU would; the behaviours below change that."""
+
+    def __init__(self, connection: socket.socket, tids: list[int]) -> None:
+        self.connection = connection
+        self.lines = connection.makefile("rb")
+        self.tids = tids
+
+    def say(self, message: object) -> None:
+        self.connection.sendall(json.dumps(message).encode() + b"\n")
+
+    def event(self, name: str) -> None:
+        self.say({"event": name, "timestamp": {"seconds": 0, "microseconds": 0}})
+
+    def heard(self) -> str:
+        line = self.lines.readline()
+        return str(json.loads(line)["execute"]) if line else ""
+
+    def cpus(self) -> list[Reply]:
+        return [
+            {"cpu-index": index, "thread-id": tid, "target": "x86_64", "props": {"thread-id": 0, "core-id": index}}
+            for index, tid in enumerate(self.tids)
+        ]
+
+    def serve(self, answer: Callable[[str], object] | None = None, until: str = "") -> None:
+        """Greet and answer every command, `answer` first where it has something to say; stop having heard `until`."""
+        self.say(GREETING)
+        while (command := self.heard()) and command != until:
+            reply = answer(command) if answer else None
+            self.say({"return": self.usual(command)} if reply is None else reply)
+            if reply is None and command in ("system_powerdown", "quit"):
+                self.event("SHUTDOWN")
+                os._exit(0)
+
+    def usual(self, command: str) -> object:
+        return self.cpus() if command == "query-cpus-fast" else {}
+
+
+def _sleep() -> NoReturn:
+    while True:
+        time.sleep(60)
+
+
+def refuse(refused: str) -> Callable[[Qemu], None]:
+    error = {"error": {"class": "GenericError", "desc": f"{refused} is not for you"}}
+    return lambda qemu: qemu.serve(lambda command: error if command == refused else None)
+
+
+def list_vcpus(change: Callable[[list[Reply]], object]) -> Callable[[Qemu], None]:
+    return lambda qemu: qemu.serve(
+        lambda command: {"return": change(qemu.cpus())} if command == "query-cpus-fast" else None
+    )
+
+
+def raw(data: bytes) -> Callable[[Qemu], None]:
+    """Greet, hear a command and answer with `data`."""
+
+    def behave(qemu: Qemu) -> None:
+        qemu.serve(until="qmp_capabilities")
+        qemu.connection.sendall(data)
+
+    return behave
+
+
+def flood(piece: bytes) -> Callable[[Qemu], None]:
+    """Greet, hear a command and answer with `piece` for ever."""
+
+    def behave(qemu: Qemu) -> None:
+        qemu.serve(until="qmp_capabilities")
+        while True:
+            qemu.connection.sendall(piece)
+
+    return behave
+
+
+def hang_up(*, after: str = "", die: bool = False, half: bytes = b"") -> Callable[[Qemu], None]:
+    def behave(qemu: Qemu) -> None:
+        if after:
+            qemu.serve(until=after)
+            qemu.connection.sendall(half)
+        if die:
+            os._exit(1)
+        qemu.connection.shutdown(socket.SHUT_RDWR)
+
+    return behave
+
+
+def slow(qemu: Qemu) -> None:
+    def answer(_: str) -> None:
+        time.sleep(0.1)
+        for number in range(3):
+            qemu.event(f"RTC_CHANGE_{number}")
+
+    qemu.serve(answer)
+
+
+def huge(command: str) -> Reply | None:
+    return {"return": {}, "x": "y" * (4 << 20)} if command == "x" else None
+
+
+def late_thread(qemu: Qemu) -> None:
+    """A thread is born by the first guest instruction, with the mask of the vCPU that runs it."""
+
+    def answer(command: str) -> None:
+        if command == "cont":
+            threading.Thread(target=_sleep, daemon=True).start()
+
+    qemu.serve(answer)
+
+
+def stubborn(*ignored: str) -> Callable[[Qemu], None]:
+    """Accept the commands of `ignored` without doing anything about them."""
+    return lambda qemu: qemu.serve(lambda command: {"return": {}} if command in ignored else None)
+
+
+def never_reads(qemu: Qemu) -> None:
+    """Fill the other side's buffers and its own, so that nothing can be sent to it."""
+    qemu.say(GREETING)
+    while True:
+        qemu.event("RTC_CHANGE")
+
+
+def first(cpus: list[Reply], **changed: object) -> list[Reply]:
+    return [{**cpus[0], **{key.replace("_", "-"): value for key, value in changed.items()}}, *cpus[1:]]
+
+
+BEHAVIOURS: dict[str, Callable[[Qemu], object]] = {
+    "good": Qemu.serve,
+    "slow": slow,
+    "late-thread": late_thread,
+    "silence": lambda _: None,
+    "silence-after-greeting": lambda qemu: qemu.serve(until="qmp_capabilities"),
+    "silence-after-cont": lambda qemu: qemu.serve(until="cont"),
+    "hang-up": hang_up(),
+    "hang-up-after-greeting": hang_up(after="qmp_capabilities"),
+    "hang-up-in-a-line": hang_up(after="qmp_capabilities", half=b'{"return"'),
+    "die": hang_up(after="qmp_capabilities", die=True),
+    "die-at-threads": hang_up(after="query-cpus-fast", die=True),
+    "die-at-cont": hang_up(after="cont", die=True),
+    "die-at-powerdown": hang_up(after="system_powerdown", die=True),
+    "bad-greeting": lambda qemu: qemu.say({"hello": 1}),
+    "not-json": raw(b"hello\n"),
+    "not-utf-8": raw(b'{"return": "\xff"}\n'),
+    "not-an-object": raw(b"[1]\n"),
+    "empty-line": raw(b"\n"),
+    "deep": raw(b'{"return": ' + b"[" * 100_000 + b"\n"),
+    "digits": raw(b'{"return": ' + b"1" * 5000 + b"}\n"),
+    "no-return": raw(b'{"id": 1}\n'),
+    "error-without-words": raw(b'{"error": 3}\n'),
+    "huge-message": lambda qemu: qemu.serve(huge),
+    "endless-line": flood(b"x" * 65536),
+    "events-flood": flood(b'{"event": "RTC_CHANGE"}\n' * 100),
+    "never-reads": never_reads,
+    "refuse-cpus": refuse("query-cpus-fast"),
+    "refuse-cont": refuse("cont"),
+    "refuse-powerdown": refuse("system_powerdown"),
+    "ignore-powerdown": stubborn("system_powerdown"),
+    "ignore-everything": stubborn("system_powerdown", "quit"),
+    "vcpu-missing": list_vcpus(lambda cpus: cpus[1:]),
+    "vcpu-too-many": list_vcpus(lambda cpus: [*cpus, {"cpu-index": len(cpus), "thread-id": os.getpid()}]),
+    "no-vcpus": list_vcpus(lambda _: []),
+    "vcpu-negative": list_vcpus(lambda cpus: first(cpus, cpu_index=-1)),
+    "same-thread": list_vcpus(lambda cpus: first(cpus, thread_id=cpus[1]["thread-id"])),
+    "foreign-thread": list_vcpus(lambda cpus: first(cpus, thread_id=1)),
+    "vcpus-not-a-list": list_vcpus(lambda _: 3),
+    "vcpus-of-strings": list_vcpus(lambda _: ["x"]),
+    "vcpus-without-tid": list_vcpus(lambda _: [{"cpu-index": 0}]),
+    "vcpus-infinite": list_vcpus(lambda cpus: first(cpus, cpu_index=float("inf"))),
+}
+
+
+def main(path: str, behaviour: str, vcpus: int) -> None:
+    tids: list[int] = []
+    for _ in range(vcpus):
+        thread = threading.Thread(target=_sleep, daemon=True)
+        thread.start()
+        tids.append(thread.native_id or 0)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(1)
+        connection, _ = listener.accept()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            BEHAVIOURS[behaviour](Qemu(connection, tids))
+        _sleep()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""attach and stop against a QEMU that misbehaves, with real threads that are really pinned."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from kvmsup import cpulist
+from kvmsup.effects import pin
+from kvmsup.entry import attach, stop
+from kvmsup.errors import HostError, KvmsupError, QmpError
+from kvmsup.model import claim as claim_text
+from kvmsup.model.claim import Claim
+from kvmsup.steps import STEPS
+from tests.unit import fake_qemu
+from tests.unit.hosts import claim
+
+CPUS = sorted(os.sched_getaffinity(0))
+# vCPU 0 and 1 on the first two CPUs of this machine, everything else on the last one.
+TWO = [str(CPUS[0]), str(CPUS[1 % len(CPUS)])]
+LAST = str(CPUS[-1])
+
+
+def wanted(vcpu: list[str] = TWO, **changed: str) -> Claim:
+    return claim("web", vcpu, **({"emulator": LAST} | changed))  # type: ignore[arg-type]
+
+
+def masks(pid: int) -> dict[int, str]:
+    return {int(tid): cpulist.render(os.sched_getaffinity(int(tid))) for tid in os.listdir(f"/proc/{pid}/task")}
+
+
+def attached(fake: fake_qemu.Running, held: Claim) -> None:
+    attach.run("web", fake.pid, held, fake.root)
+
+
+@pytest.mark.parametrize("behaviour", ["good", "slow", "late-thread"])
+def test_every_thread_is_where_it_should_be(behaviour: str) -> None:
+    with fake_qemu.running(behaviour) as fake:
+        attached(fake, wanted())
+        found = masks(fake.pid)
+        tids = sorted(found)
+        assert tids[0] == fake.pid
+        assert [found[tid] for tid in tids[:3]] == [LAST, *TWO]
+        assert [found[tid] for tid in tids[3:]] == [LAST] * (behaviour == "late-thread")
+
+
+def test_a_shared_guest_may_have_less_than_its_claim_but_not_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    everywhere = cpulist.render(CPUS)
+    held = claim("web", [everywhere] * 2, dedicated=False, emulator=everywhere)
+    monkeypatch.setattr(pin, "allowed", lambda _: frozenset((CPUS[0],)))
+    with fake_qemu.running("good") as fake:
+        attached(fake, held)
+    monkeypatch.setattr(pin, "allowed", lambda _: frozenset((*CPUS, 999)))
+    with fake_qemu.running("good") as fake, pytest.raises(HostError) as caught:
+        attached(fake, held)
+    assert str(caught.value).endswith(f" may run on CPU {everywhere},999 after it was pinned to {everywhere}")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "said"),
+    [
+        ("hang-up", "QEMU closed its monitor"),
+        ("die", "QEMU closed its monitor"),
+        ("die-at-threads", "QEMU closed its monitor"),
+        ("die-at-cont", "QEMU closed its monitor"),
+        ("bad-greeting", "the monitor did not greet as QMP does"),
+        ("not-json", "QEMU sent something that is not JSON"),
+        ("endless-line", "QEMU sent a message of over 8 MiB"),
+        ("events-flood", "QEMU sent over 10000 events instead of an answer"),
+        ("refuse-cpus", "QEMU refused query-cpus-fast: query-cpus-fast is not for you"),
+        ("refuse-cont", "QEMU refused cont: cont is not for you"),
+        ("vcpu-missing", "QEMU has vCPUs 1, 2 were asked for"),
+        ("vcpu-too-many", "QEMU has vCPUs 0-2, 2 were asked for"),
+        ("no-vcpus", "QEMU has vCPUs none, 2 were asked for"),
+        ("vcpu-negative", "QEMU has vCPUs -1,1, 2 were asked for"),
+        ("same-thread", "QEMU named one thread for two vCPUs"),
+        ("foreign-thread", "QEMU named threads that it does not have: 1"),
+        ("vcpus-not-a-list", "QEMU's list of vCPUs is not as its schema says"),
+        ("vcpus-of-strings", "QEMU's list of vCPUs is not as its schema says"),
+        ("vcpus-without-tid", "QEMU's list of vCPUs is not as its schema says"),
+        ("vcpus-infinite", "QEMU's list of vCPUs is not as its schema says"),
+    ],
+)
+def test_misbehaviour(behaviour: str, said: str) -> None:
+    with fake_qemu.running(behaviour) as fake, pytest.raises(QmpError) as caught:
+        attached(fake, wanted())
+    assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("behaviour", ["silence", "silence-after-greeting", "silence-after-cont"])
+def test_silence_lasts_as_long_as_qemu(behaviour: str) -> None:
+    """Filling memory takes as long as it takes, so only QEMU's end, or systemd's patience, ends the wait."""
+    pid = os.getpid()
+    with fake_qemu.running(behaviour) as fake:
+        killer = os.fork()
+        if not killer:
+            time.sleep(0.6)
+            os.kill(fake.pid, 9)
+            os._exit(0)
+        try:
+            with pytest.raises(QmpError, match=r"^QEMU (closed its monitor|ended)"):
+                attached(fake, wanted())
+        finally:
+            assert os.getpid() == pid
+            os.waitpid(killer, 0)
+
+
+def test_a_cpu_that_is_not_there() -> None:
+    held = wanted(["8190", "8191"])
+    with fake_qemu.running("good") as fake, pytest.raises(HostError) as caught:
+        attached(fake, held)
+    said = str(caught.value).replace(str(fake.pid + 1), "TID")
+    assert said.endswith(
+        " cannot be pinned to CPU 8190: none of them is online and in the cpuset of its control group (AllowedCPUs=)"
+    )
+
+
+def test_a_pin_that_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pin, "pin", lambda *_: None)
+    os.sched_setaffinity(0, {CPUS[0]})
+    try:
+        with fake_qemu.running("good") as fake, pytest.raises(HostError) as caught:
+            attached(fake, wanted(["8190", "8191"], emulator="8189"))
+    finally:
+        os.sched_setaffinity(0, CPUS)
+    where = f" may run on CPU {CPUS[0]} after it was pinned to 8190"
+    assert str(caught.value).startswith("thread ") and str(caught.value).endswith(where)
+
+
+def test_a_thread_that_has_ended_needs_no_pin() -> None:
+    with fake_qemu.running("good") as fake:
+        fake.process.kill()
+        fake.process.wait()
+        pin.pin(fake.pid, frozenset(CPUS))
+        assert pin.allowed(fake.pid) is None
+        assert pin.name(fake.root, fake.pid) == ""
+        with pytest.raises(HostError, match=rf"^process {fake.pid} is gone$"):
+            pin.threads(fake.root, fake.pid)
+
+
+@pytest.mark.parametrize("name", [name for name in STEPS if name.startswith("attach.")])
+def test_a_fault_at_each_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever step fails, the sentence comes out, and a guest that runs already is told to power down."""
+    monkeypatch.setenv("KVMSUP_FAULT", f"{name}:error")
+    with fake_qemu.running("good") as fake:
+        with pytest.raises(HostError) as caught:
+            attached(fake, wanted())
+        assert str(caught.value) == f"a fault was injected at the step {name} (KVMSUP_FAULT)"
+        if name == "attach.look-again":
+            assert fake.process.wait(10) == 0
+        else:
+            assert fake.process.poll() is None
+
+
+def test_main_tells_the_journal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    assert attach.main("web") == 1
+    assert capfd.readouterr().err == "<3>attach is run by kvm@.service, with MAINPID=\n"
+    monkeypatch.setenv("MAINPID", "1")
+    assert attach.main("web") == 1
+    assert capfd.readouterr().err.splitlines() == [
+        "<3>the environment is not a claim: KeyError('KVMSUP_GUEST')",
+        "<3>  hint: kvmsup writes it; nobody else should",
+    ]
+    with fake_qemu.running("vcpu-missing") as fake:
+        monkeypatch.setenv("MAINPID", str(fake.pid))
+        for line in claim_text.render(wanted()).splitlines():
+            monkeypatch.setenv(*line.split("=", 1))
+        assert attach.main("web", fake.root) == 1
+    assert capfd.readouterr().err == "<3>QEMU has vCPUs 1, 2 were asked for\n"
+
+
+def stopped(fake: fake_qemu.Running, patience: float = 10.0) -> float:
+    start = time.monotonic()
+    stop.run("web", fake.pid, fake.root, patience)
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("behaviour", ["good", "slow", "die-at-powerdown"])
+def test_stop(behaviour: str) -> None:
+    with fake_qemu.running(behaviour) as fake:
+        stopped(fake)
+        assert fake.process.wait(10) in (0, 1)
+
+
+@pytest.mark.parametrize("behaviour", ["ignore-powerdown", "refuse-powerdown"])
+def test_stop_cuts_the_power_when_patience_is_over(behaviour: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with fake_qemu.running(behaviour) as fake:
+        assert stopped(fake, 1.0) >= 0.8
+        assert fake.process.wait(10) == 0
+    assert capfd.readouterr().err == "<4>the guest has not shut down within 1 s: cutting its power\n"
+
+
+def test_stop_of_one_that_is_gone() -> None:
+    with fake_qemu.running("good") as fake:
+        fake.process.kill()
+        fake.process.wait()
+        assert stopped(fake) < 5
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "said"),
+    [
+        ("silence", "QEMU has not answered in time"),
+        ("hang-up", "QEMU closed its monitor"),
+        ("bad-greeting", "the monitor did not greet as QMP does"),
+        ("not-json", "QEMU sent something that is not JSON"),
+    ],
+)
+def test_stop_says_when_qemu_does_not_listen(behaviour: str, said: str) -> None:
+    with fake_qemu.running(behaviour) as fake, pytest.raises(KvmsupError) as caught:
+        stopped(fake, 1.0)
+    assert str(caught.value) == said
