@@ -7,6 +7,7 @@ A subprocess costs less than importing a D-Bus library; what stays resident uses
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -87,7 +88,17 @@ def revert(unit: str) -> None:
     _systemctl("revert", "--no-reload", "--", unit)
 
 
-_SPANS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_SPANS = {
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "min": 60.0,
+    "h": 3600.0,
+    "d": 86400.0,
+    "w": 604800.0,
+    "month": 2629800.0,
+    "y": 31557600.0,
+}
 
 
 def stop_timeout(unit: str) -> float:
@@ -96,4 +107,4 @@ def stop_timeout(unit: str) -> float:
     if text == "infinity":
         return _SPANS["d"]
     # "1min 30s": systemd.time(7), "Displaying time spans".
-    return sum(float(word.rstrip("adhimnsuw")) * _SPANS[word.lstrip("0123456789.")] for word in text.split())
+    return sum(float(number) * _SPANS[unit] for number, unit in re.findall(r"([0-9.]+)([a-z]+)", text))

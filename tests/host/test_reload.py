@@ -52,9 +52,10 @@ def test_a_burst_of_edits_ends_in_the_right_state_and_without_a_loop(host: Host)
     script = 'for i in $(seq 101 150); do echo "$toml" | sed "s/64M/${i}M/" > /etc/kvmsup/burst.toml; sleep 0.01; done'
     host.run(f"toml=$(cat); {script}", stdin=guests.SHARED)
     loaded(host, "burst", "150M")
-    host.run("sleep 3")
+    settled = "systemctl show -P ActiveState kvmsup-reload.service | grep -q ^inactive$"
+    host.wait_for(f"{settled} && sleep 2 && {settled}", timeout=180)
     after = int(host.run(count).stdout)
-    host.run("sleep 3")
+    host.run("sleep 4")
     assert int(host.run(count).stdout) == after
     assert 0 < after - before < 20
 
@@ -111,6 +112,8 @@ def running(host: Host, name: str) -> dict[str, str]:
 
 def test_a_daemon_reload_changes_nothing_of_what_runs(host: Host) -> None:
     """Invariant 6: with the file edited, broken and gone; and the guest can still be stopped."""
+    host.run("mkdir -p /etc/systemd/system/kvm@.service.d")
+    host.put(b"[Service]\nTimeoutStopSec=12\n", "/etc/systemd/system/kvm@.service.d/impatient.conf")
     guests.configure(host, {"steady": guests.TINY})
     guests.start(host, "steady")
     before = running(host, "steady")
