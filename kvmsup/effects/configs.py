@@ -10,6 +10,8 @@ from kvmsup.errors import HostError
 
 DIRECTORY = "/etc/kvmsup"
 HOST_FILE = "/etc/kvmsup.toml"
+# Several times what 4096 pinned vCPUs take: nothing that lies there may hold up the boot.
+_MOST = 256 << 10
 
 
 def guest_file(guest: str) -> str:
@@ -39,8 +41,11 @@ def read_host(root: str) -> bytes:
 
 def _read(root: str, file: str) -> bytes | None:
     try:
-        return files.read_bytes(root + file)
+        content = files.read_bytes(root + file, _MOST + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise HostError(f"{file}: cannot read: {error.strerror}") from None
+    if len(content) > _MOST:
+        raise HostError(f"{file}: cannot read: it has over {_MOST >> 10} KiB")
+    return content

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 from kvmsup.errors import HostError
@@ -14,10 +15,13 @@ def read(path: str) -> str:
         return file.read().rstrip("\n")
 
 
-def read_bytes(path: str) -> bytes:
-    """The bytes of `path`. Raises OSError."""
-    with open(path, "rb") as file:
-        return file.read()
+def read_bytes(path: str, most: int) -> bytes:
+    """Up to `most` bytes of `path`, without waiting: what is there may be a FIFO or a device. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, most)
+    finally:
+        os.close(descriptor)
 
 
 def write_attribute(path: str, value: str) -> None:
@@ -41,13 +45,15 @@ def replace(path: str, text: str, mode: int = 0o644) -> None:
     Raises HostError naming the file and the reason, with nothing of it left behind.
     """
     part = f"{path}.{os.getpid()}.part"
+    content = text.encode()
     try:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-        with open(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(descriptor, "wb") as file:
+            file.write(content)
         os.rename(part, path)
     except OSError as error:
-        remove(part)
+        with contextlib.suppress(OSError):
+            os.unlink(part)
         raise HostError(f"{path}: cannot write: {error.strerror}") from None
 
 
