@@ -33,33 +33,45 @@ def _standing(setup: systemctl.Unit, guest: systemctl.Unit) -> str:
         return STALE
     if "start" in setup.job or "start" in guest.job:  # start and restart
         return HOLDING
-    return LEAVING if guest.idle or guest.active == "deactivating" or setup.active == "deactivating" else HOLDING
+    if "stop" in (setup.job, guest.job) or "deactivating" in (setup.active, guest.active):
+        return LEAVING
+    return LEAVING if guest.idle else HOLDING
 
 
 def sweep(root: str, known: Mapping[str, Claim], keep: str = "") -> dict[str, Claim]:
     """Give back what stale claims hold and remove them; returns the claims that stand. `keep` is left alone.
 
-    Raises HostError.
+    Under the lock a claim that is not held is one whose setup, or release, ended in the middle. It goes at once: what
+    it had added to a pool can be told only until somebody else changes that pool. Raises HostError.
     """
+    others = [guest for guest in known if guest != keep]
+    stale = [guest for guest in others if not known[guest].held]
     doubtful = [
-        guest for guest in known if guest != keep and not systemctl.probably_active(root, f"kvm-setup@{guest}.service")
+        guest
+        for guest in others
+        if known[guest].held and not systemctl.probably_active(root, f"kvm-setup@{guest}.service")
     ]
-    if not doubtful:
-        return dict(known)
-    standing = standings(doubtful)
+    if doubtful:
+        standing = standings(doubtful)
+        stale += [guest for guest in doubtful if standing[guest] == STALE]
     left = dict(known)
-    for guest in doubtful:
-        if standing[guest] == STALE:
-            claim = left.pop(guest)
-            release(root, claim, list(left.values()))
+    for guest in stale:
+        claim = left.pop(guest)
+        release(root, claim, list(left.values()))
     return left
 
 
 def release(root: str, claim: Claim, others: list[Claim]) -> list[str]:
     """Give back all that `claim` holds, then remove it; returns what could not be given back, as sentences.
 
-    Raises HostError.
+    It can end in the middle and be done again. Raises HostError.
     """
+    if claim.held and claim.grown:
+        # From here on the claim says how large the pools will be: pages that went back must not go a second time.
+        totals = {node: hugepages.pool(root, node, claim.page_size).total for node in claim.grown}
+        before = {node: totals[node] - count for node, count in claim.grown.items()}
+        claim = claim._replace(held=False, before=before)
+        claims.write(root, claim)
     step("release.pages")
     left = hugepages.give_back(root, claim, others)
     step("release.fence")
