@@ -11,7 +11,7 @@ from functools import partial
 
 from kvmsup.cli import show
 from kvmsup.effects import configs, sysfs
-from kvmsup.errors import ConfigError, Diagnostic, KvmsupError
+from kvmsup.errors import ConfigError, Diagnostic, HostError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.guest import is_name
 from kvmsup.model.table import nearest
@@ -34,20 +34,24 @@ def run(asked: argparse.Namespace) -> int:
 
 
 def findings(guests: list[str], root: str) -> Iterator[Diagnostic]:
-    """The findings of `guests`, or of everything. Raises KvmsupError when a file cannot be read."""
+    """The findings of `guests`, or of everything. Raises KvmsupError when there is no such guest, or no `root`."""
+    if root and not os.path.isdir(root):
+        raise KvmsupError(f"--root {root}: no such directory")
     # Below another root the CPUs are another host's.
     topology = sysfs.topology(root) if os.path.exists(f"{root}/sys/devices/system/cpu/online") else None
     if not guests:
-        yield from _attempt(partial(_host, root, topology))
+        yield from _attempt(configs.HOST_FILE, partial(_host, root, topology))
     for guest in guests or configs.names(root):
-        yield from _attempt(partial(_guest, guest, root, topology))
+        yield from _attempt(configs.guest_file(guest), partial(_guest, guest, root, topology))
 
 
-def _attempt(reading: Callable[[], tuple[Diagnostic, ...]]) -> tuple[Diagnostic, ...]:
+def _attempt(file: str, reading: Callable[[], tuple[Diagnostic, ...]]) -> tuple[Diagnostic, ...]:
     try:
         return reading()
     except ConfigError as error:
         return error.diagnostics
+    except HostError as error:  # it cannot be read; the others can
+        return (Diagnostic(file, 0, 0, error.what.removeprefix(f"{file}: "), error.hint),)
 
 
 def _host(root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:

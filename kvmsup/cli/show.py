@@ -41,5 +41,5 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def as_json(value: object) -> None:
-    """Print `value` for programs."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print `value` for programs. What is not ASCII is escaped: a file's name may not even be UTF-8."""
+    print(json.dumps(value, indent=2))
