@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The kvmsup command: usage, check on the golden cases, and how listings look."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kvmsup import __version__, cli
+from kvmsup.cli import show
+from kvmsup.errors import Diagnostic
+from tests.golden import CASES
+
+ROOT = Path(__file__).parents[2]
+BY_NAME = {case.name: case for case in CASES}
+SOUND = '[machine]\ntype = "pc-q35-7.2"\n[memory]\nsize = "1G"\n'
+
+
+def check(case: str, *arguments: str) -> int:
+    return cli.main(["check", "--root", str(BY_NAME[case]), *arguments])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nonsense"], ["--nonsense"], ["status"], ["check", "-x"], ["list", "web"], ["console"], ["check", "--root"]],
+)
+def test_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("usage: kvmsup ")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"kvmsup {__version__}\n"
+
+
+def test_every_verb_has_its_module() -> None:
+    verbs = next(action for action in cli.parser()._actions if action.dest == "verb").choices
+    assert verbs
+    for verb in verbs:
+        assert (ROOT / f"kvmsup/cli/{verb}.py").exists()
+
+
+@pytest.mark.parametrize("case", BY_NAME)
+def test_check_finds_what_the_generator_finds(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = BY_NAME[case] / "expected/stderr"
+    status = check(case)
+    said = capsys.readouterr()
+    heads = [line for line in said.err.splitlines() if line.startswith("/etc/") and ": warning: " not in line]
+    told = [line for line in expected.read_text().splitlines() if line[:1] != " "] if expected.exists() else []
+    assert sorted(heads) == sorted(told)
+    assert status == (1 if told else 0)
+    assert bool(said.out) is not bool(told)
+
+
+def test_check_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("16-broken-host") == 1
+    assert capsys.readouterr().err == (
+        "/etc/kvmsup.toml:3:1: cpu.housekeping: unknown key\n"
+        '  3 | housekeping = "0-3"\n'
+        "    | ^^^^^^^^^^^\n"
+        "  hint: did you mean housekeeping?\n"
+        "/etc/kvmsup.toml:6:10: ksm.policy: \"sometimes\" is not one of always, never\n"
+        '  6 | policy = "sometimes"\n'
+        "    |          ^^^^^^^^^^^\n"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("18-no-guests", "0 guests are sound\n"),
+        ("03-dedicated", "1 guest is sound\n"),
+        ("13-housekeeping", "2 guests are sound\n"),
+    ],
+)
+def test_check_of_what_is_sound(case: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert check(case) == 0
+    assert capsys.readouterr() == (said, "")
+
+
+@pytest.mark.parametrize("case", BY_NAME)
+def test_check_json(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status = check(case, "--json")
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert said.err == ""
+    assert found.keys() == {"ok", "diagnostics"}
+    assert found["ok"] is (status == 0)
+    for one in found["diagnostics"]:
+        assert tuple(one) == Diagnostic._fields
+        assert {key: type(value) for key, value in one.items()} == Diagnostic.__annotations__ | {
+            key: int if key in ("line", "column", "width") else str for key in one
+        }
+        assert one["severity"] in ("error", "warning")
+    assert found["ok"] is not any(one["severity"] == "error" for one in found["diagnostics"])
+
+
+def test_check_of_some_guests(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("14-broken-file", "good") == 0
+    assert capsys.readouterr().out == "1 guest is sound\n"
+    assert check("14-broken-file", "god") == 1
+    assert capsys.readouterr().err == (
+        "kvmsup: there is no guest god: no /etc/kvmsup/god.toml\n  hint: did you mean good?\n"
+    )
+
+
+@pytest.mark.parametrize(("text", "status"), [(SOUND, 0), (SOUND + "x = \xff", 1)])
+def test_check_of_standard_input(text: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("latin-1"))))
+    assert check("18-no-guests", "-") == status
+
+
+def test_check_goes_on_beside_a_file_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "etc/kvmsup/aaa.toml").mkdir(parents=True)
+    (tmp_path / "etc/kvmsup/web.toml").write_text("a = ")
+    (tmp_path / "etc/kvmsup/\udcff.toml").write_text(SOUND)
+    assert cli.main(["check", "--root", str(tmp_path), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)["diagnostics"]
+    assert [one["what"] for one in found] == [
+        "cannot read: Is a directory",
+        "not TOML: Invalid value",
+        "'\\udcff' cannot name a guest",
+    ]
+
+
+def test_check_below_a_root_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "--root", f"{tmp_path}/typo"]) == 1
+    assert capsys.readouterr().err == f"kvmsup: --root {tmp_path}/typo: no such directory\n"
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    program = "import sys; from kvmsup.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "check", "--root", str(BY_NAME["14-broken-file"]), "--json"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_table_lines_up() -> None:
+    rows = [["web", "active", ""], ["a-long-name", "failed", "0-3"]]
+    assert show.table(("GUEST", "STATE", "CPUS"), rows) == [
+        "GUEST        STATE   CPUS",
+        "web          active  -",
+        "a-long-name  failed  0-3",
+    ]
+    assert show.table(("GUEST", ""), []) == ["GUEST"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environment", "coloured"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "xterm", "NO_COLOR": ""}, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+    ],
+)
+def test_colour(environment: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TERM", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert show.paint("active") == ("\x1b[32mactive\x1b[0m" if coloured else "active")
+    assert show.paint("failed", "failed  ") == ("\x1b[31mfailed  \x1b[0m" if coloured else "failed  ")
+    assert show.paint("word") == "word"
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert show.paint("active") == "active"

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is read from the kernel's files and written to them: topology, memory, hugepage pools, KSM."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kvmsup import cpulist
+from kvmsup.effects import hugepages, ksm, sysfs
+from kvmsup.errors import HostError
+from kvmsup.plan import ksm as policy
+from tests.unit import trees
+from tests.unit.hosts import claim, topology
+from tests.unit.trees import PAGE, Pools, pools
+
+__all__ = ["pools"]  # a fixture
+
+
+def test_topology_of_a_server(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    trees.cpus(root, {number: f"{number % 4},{number % 4 + 4}" for number in range(8)}, {0: "0-1,4-5", 1: "2-3,6-7"})
+    found = sysfs.topology(root)
+    packages = tuple(cpu._replace(package=0) for cpu in topology(2, 2, 2).cpus)
+    assert found == topology(2, 2, 2)._replace(cpus=packages)
+    assert list(map(cpulist.render, found.cores())) == ["0,4", "1,5", "2,6", "3,7"]
+    assert found.first_core() == {0, 4}
+    assert found.node_of(6) == 1
+    assert [found.siblings(6), found.nodes_of([1, 2])] == [{2, 6}, {0, 1}]
+    assert found.cpus_of([1]) == {2, 3, 6, 7}
+
+
+def test_topology_of_one_cpu_without_nodes(tmp_path: Path) -> None:
+    trees.cpus(str(tmp_path), {0: ""})
+    found = sysfs.topology(str(tmp_path))
+    assert found.online == found.nodes == {0}
+    assert found.cores() == (frozenset((0,)),)
+
+
+def test_topology_with_an_offline_cpu_and_a_node_without_memory(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    trees.cpus(root, {0: "0,2", 1: "1,3", 2: "0,2"}, {0: "0-2", 1: "", 3: ""}, present="0-3")
+    trees.write(root, "/sys/devices/system/cpu/isolated", "0,2")
+    found = sysfs.topology(root)
+    assert [found.online, found.present] == [{0, 1, 2}, {0, 1, 2, 3}]
+    assert [found.isolated, found.nodes] == [{0, 2}, {0, 1, 3}]
+    assert found.siblings(1) == {1}
+    assert found.first_core() == {1}
+    assert found.cpus_of([1, 3]) == frozenset()
+    with pytest.raises(KeyError):
+        found.node_of(3)
+    trees.write(root, "/sys/devices/system/cpu/isolated", "0-3")
+    assert sysfs.topology(root).first_core() == {0, 2}
+
+
+NONE = "the kernel's list is not a list such as 0-3,8:"
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "said"),
+    [
+        ("/sys/devices/system/cpu/online", None, "cannot read: No such file or directory"),
+        ("/sys/devices/system/cpu/online", "0-", f"{NONE} '0-' is neither a number nor a range"),
+        ("/sys/devices/system/cpu/present", None, "cannot read: No such file or directory"),
+        ("/sys/devices/system/cpu/isolated", "x", f"{NONE} 'x' is neither a number nor a range"),
+    ],
+)  # fmt: skip
+def test_topology_that_is_none(tmp_path: Path, path: str, text: str | None, said: str) -> None:
+    root = str(tmp_path)
+    trees.cpus(root, {0: "0"})
+    Path(root + path).unlink()
+    if text is not None:
+        trees.write(root, path, text)
+    with pytest.raises(HostError) as caught:
+        sysfs.topology(root)
+    assert str(caught.value) == f"{root}{path}: {said}"
+
+
+def test_free_memory(tmp_path: Path) -> None:
+    lines = ["MemTotal:  9 kB", "MemFree:  3 kB", "Active(file):  2 kB", "HugePages_Free: 7", "Inactive(file): 1 kB"]
+    text = "\n".join(f"Node 0 {line}" for line in lines)
+    trees.write(str(tmp_path), "/sys/devices/system/node/node0/meminfo", text)
+    assert sysfs.free_memory(str(tmp_path), frozenset((0, 1))) == {0: 6 << 10, 1: 0}
+
+
+def test_pool(tmp_path: Path, pools: Pools) -> None:
+    pools.create(0, 10, used=4)
+    assert hugepages.pool(str(tmp_path), 0, PAGE) == hugepages.Pool(10, 6, 0)
+    with pytest.raises(HostError) as caught:
+        hugepages.pool(str(tmp_path), 0, 1 << 30)
+    hint = "grep . /sys/kernel/mm/hugepages/*/nr_hugepages shows the sizes there are"
+    assert str(caught.value) == f"node 0 has no pool of 1G pages\n  hint: {hint}"
+
+
+@pytest.mark.parametrize(("room", "came", "compacted"), [(1000, 5, False), (12, 2, True), (10, 0, True)])
+def test_grow(tmp_path: Path, pools: Pools, room: int, came: int, compacted: bool) -> None:
+    pools.create(1, 10, room=room)
+    assert hugepages.grow(str(tmp_path), 1, PAGE, 5) == came
+    assert pools.total(1) == 10 + came
+    assert ("/sys/devices/system/node/node1/compact=1" in pools.written) is compacted
+
+
+HELD = claim("web", page_size=PAGE, pages={0: 10}, grown={0: 6})
+
+
+def faulting(root: str, name: str, pid: int, pages: int, *, kind: str = "dedicated") -> None:
+    """A QEMU of guest `name` that holds `pages` on node 0."""
+    trees.write(root, f"/sys/fs/cgroup/kvm.slice/kvm-{kind}.slice/kvm@{name}.service/cgroup.procs", str(pid))
+    maps = [
+        f"7f0000000000 bind:0 file=/memfd:mem0 huge dirty={pages} N0={pages} N1=1 kernelpagesize_kB=2048",
+        "7f0000000001 default anon=3 N0=3 kernelpagesize_kB=4",
+    ]
+    trees.write(root, f"/proc/{pid}/numa_maps", "\n".join(maps))
+
+
+def test_promised(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    others = [HELD, claim("db", page_size=1 << 30, pages={0: 3}), claim("batch", page_size=PAGE, pages={1: 3})]
+    assert hugepages.promised(root, 0, PAGE, others) == 10
+    faulting(root, "web", 7, 4)
+    assert hugepages.promised(root, 0, PAGE, others) == 6
+    assert hugepages.promised(root, 1, PAGE, others) == 3
+    faulting(root, "web", 7, 99)
+    assert hugepages.promised(root, 0, PAGE, others) == 0
+    os.unlink(f"{root}/proc/7/numa_maps")
+    assert hugepages.promised(root, 0, PAGE, others) == 10
+
+
+def test_give_back(tmp_path: Path, pools: Pools, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hugepages, "_SETTLE_SECONDS", 0.05)
+    root = str(tmp_path)
+    pools.create(0, 16)
+    assert hugepages.give_back(root, HELD, []) == {}
+    assert pools.total(0) == 10
+    # An administrator's change in between stays.
+    pools.create(0, 30)
+    assert hugepages.give_back(root, HELD, []) == {}
+    assert pools.total(0) == 24
+    # What is in use, or another guest's, cannot go.
+    pools.create(0, 16, used=14)
+    assert hugepages.give_back(root, HELD, []) == {0: 4}
+    assert pools.total(0) == 14
+    pools.create(0, 16)
+    assert hugepages.give_back(root, HELD, [claim("db", page_size=PAGE, pages={0: 12})]) == {0: 2}
+    assert pools.total(0) == 12
+    # An interrupted setup had planned more than it took.
+    pools.create(0, 9)
+    assert hugepages.give_back(root, HELD._replace(held=False, before={0: 7}), []) == {}
+    assert pools.total(0) == 7
+
+
+def ksm_root(tmp_path: Path, value: str) -> str:
+    trees.write(str(tmp_path), "/sys/kernel/mm/ksm/run", value)
+    (tmp_path / "run/kvmsup").mkdir(parents=True, exist_ok=True)
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize("found", ["0", "1", "2"])
+def test_ksm_is_borrowed(tmp_path: Path, found: str) -> None:
+    root = ksm_root(tmp_path, found)
+    assert ksm.available(root)
+    for _ in range(2):
+        ksm.start(root)
+        assert trees.read(root, "/sys/kernel/mm/ksm/run") == "1"
+    for _ in range(2):
+        ksm.restore(root)
+        assert trees.read(root, "/sys/kernel/mm/ksm/run") == found
+    assert os.listdir(f"{root}/run/kvmsup") == []
+
+
+@pytest.mark.parametrize("changed", ["0", "2"])
+def test_ksm_keeps_the_administrators_change(tmp_path: Path, changed: str) -> None:
+    root = ksm_root(tmp_path, "2" if changed == "0" else "0")
+    ksm.start(root)
+    trees.write(root, "/sys/kernel/mm/ksm/run", changed)
+    ksm.restore(root)
+    assert trees.read(root, "/sys/kernel/mm/ksm/run") == changed
+    assert os.listdir(f"{root}/run/kvmsup") == []
+
+
+def test_ksm_is_found_again_after_the_supervisor_was_killed(tmp_path: Path) -> None:
+    root = ksm_root(tmp_path, "0")
+    ksm.start(root)
+    ksm.start(root)  # a new supervisor: what it finds now is our own value
+    ksm.restore(root)
+    assert trees.read(root, "/sys/kernel/mm/ksm/run") == "0"
+
+
+def test_ksm_is_not_there(tmp_path: Path) -> None:
+    assert not ksm.available(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "claims", "wanted"),
+    [
+        ("always", [], False),
+        ("always", [claim("a", ksm=True)], True),
+        ("always", [claim("a", ksm=True, held=False)], False),
+        ("always", [claim("a"), claim("b", ksm=True)], True),
+        ("always", [claim("a")], False),
+        ("never", [claim("a", ksm=True)], False),
+    ],
+)
+def test_ksm_needs_consent(name: str, claims: list[object], wanted: bool) -> None:
+    assert policy.wanted(name, claims) is wanted  # type: ignore[arg-type]

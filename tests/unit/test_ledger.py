@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Who holds, who is leaving, and giving everything back, also when that is interrupted anywhere."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+
+from kvmsup.effects import claims, hugepages, ledger, systemctl
+from kvmsup.effects.systemctl import Unit
+from kvmsup.errors import HostError
+from kvmsup.model.claim import Claim
+from kvmsup.steps import STEPS
+from tests.unit import trees
+from tests.unit.hosts import claim
+from tests.unit.trees import PAGE, Pools, Systemctl, pools
+from tests.unit.trees import systemctl as fake_systemctl
+
+__all__ = ["fake_systemctl", "pools"]  # fixtures
+
+HOLDING, LEAVING, STALE = ledger.HOLDING, ledger.LEAVING, ledger.STALE
+
+
+@pytest.mark.parametrize(
+    ("setup", "guest", "standing"),
+    [
+        # (state, job) of kvm-setup@ and of kvm@
+        (("inactive", ""), ("inactive", ""), STALE),
+        (("failed", ""), ("failed", ""), STALE),
+        (("inactive", ""), ("active", ""), STALE),
+        (("inactive", "start"), ("inactive", "start"), HOLDING),
+        (("activating", "start"), ("inactive", "start"), HOLDING),
+        (("active", ""), ("inactive", "start"), HOLDING),
+        (("active", ""), ("activating", "start"), HOLDING),
+        (("active", ""), ("active", ""), HOLDING),
+        (("active", ""), ("active", "stop"), LEAVING),
+        (("active", ""), ("deactivating", "stop"), LEAVING),
+        (("active", ""), ("deactivating", ""), LEAVING),
+        (("active", ""), ("deactivating", "restart"), HOLDING),
+        (("active", "restart"), ("deactivating", "restart"), HOLDING),
+        (("deactivating", "stop"), ("inactive", ""), LEAVING),
+        (("deactivating", "restart"), ("inactive", "start"), HOLDING),
+        (("deactivating", ""), ("inactive", ""), LEAVING),
+        (("active", "stop"), ("inactive", ""), LEAVING),
+        (("active", ""), ("inactive", ""), LEAVING),
+        (("active", ""), ("failed", ""), LEAVING),
+        (("active", ""), ("activating", ""), HOLDING),
+    ],
+)
+def test_standing(setup: tuple[str, str], guest: tuple[str, str], standing: str, fake_systemctl: Systemctl) -> None:
+    fake_systemctl({"kvm-setup@web.service": setup, "kvm@web.service": guest})
+    assert ledger.standings(["web"]) == {"web": standing}
+
+
+def test_standing_is_total() -> None:
+    """Every pair of states has a standing, and a setup unit that is down without a job is the only stale one."""
+    states = [Unit(active, "x", job) for active in ("inactive", "failed", "active", "activating", "deactivating")
+              for job in ("", "start", "stop", "restart", "verify-active")]  # fmt: skip
+    for setup, guest in itertools.product(states, states):
+        assert (ledger._standing(setup, guest) == STALE) is (setup.active in ("inactive", "failed") and not setup.job)
+
+
+def test_units_are_asked_once(fake_systemctl: Systemctl) -> None:
+    log = fake_systemctl({f"kvm{kind}@{name}.service": ("active", "") for name in "ab" for kind in ("", "-setup")})
+    assert ledger.standings(["b", "a"]) == {"a": HOLDING, "b": HOLDING}
+    units = "kvm-setup@a.service kvm@a.service kvm-setup@b.service kvm@b.service"
+    assert log.read_text().splitlines() == [
+        "list-jobs --full --plain --no-legend",
+        f"show --property Id,ActiveState,SubState -- {units}",
+    ]
+
+
+def test_systemctl_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(HostError) as caught:
+        systemctl.daemon_reload()
+    assert str(caught.value) == "systemctl cannot be run: No such file or directory"
+    (tmp_path / "systemctl").write_text("#!/bin/sh\necho 'no bus' >&2\nexit 1\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    with pytest.raises(HostError) as caught:
+        systemctl.units(["x.service"])
+    assert str(caught.value) == "systemctl list-jobs --full --plain --no-legend: no bus"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2min", 120.0),
+        ("1min 30s", 90.0),
+        ("500ms", 0.5),
+        ("1h 1min 1s 1ms 1us", 3661.001001),
+        ("1w 2d", 777600.0),
+        ("1month", 2629800.0),
+        ("1y 1month 2w", 31557600.0 + 2629800.0 + 1209600.0),
+        ("1.5s", 1.5),
+        ("infinity", 86400.0),
+    ],
+)
+def test_stop_timeout(text: str, seconds: float, fake_systemctl: Systemctl) -> None:
+    log = fake_systemctl({})
+    (log.parent / "show").write_text(f"Id=kvm@web.service\nTimeoutStopUSec={text}\n")
+    assert systemctl.stop_timeout("kvm@web.service") == pytest.approx(seconds)
+
+
+@pytest.fixture
+def root(tmp_path: Path, pools: Pools, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A host with a pool of 5 pages on each of two nodes, and room for 100."""
+    monkeypatch.setattr(hugepages, "_SETTLE_SECONDS", 0.0)
+    trees.cpus(str(tmp_path), {number: "" for number in range(4)}, {0: "0-1", 1: "2-3"})
+    os.makedirs(f"{tmp_path}/run/kvmsup/claims")
+    for node in (0, 1):
+        pools.create(node, 5, room=100)
+    return str(tmp_path)
+
+
+def guest_starts(root: str, pools: Pools, name: str, **changed: object) -> Claim:
+    """A guest with 10 pages on node 0 that were all added to the pool."""
+    found = claim(name, page_size=PAGE, pages={0: 10}, grown={0: 10}, before={0: pools.total(0)})._replace(**changed)  # type: ignore[arg-type]
+    claims.write(root, found)
+    pools.attribute_written(f"{root}{pools.directory(0)}/nr_hugepages", str(pools.total(0) + 10))
+    return found
+
+
+@pytest.mark.usefixtures("fake_systemctl")
+@pytest.mark.parametrize("name", [name for name in STEPS if name.startswith("release.") and name != "release.lock"])
+def test_a_release_can_end_anywhere_and_be_done_again(
+    root: str, pools: Pools, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest_starts(root, pools, "web")
+    for _ in range(2):
+        monkeypatch.setenv("KVMSUP_FAULT", f"{name}:error")
+        with pytest.raises(HostError, match=f"^a fault was injected at the step {name} "):
+            ledger.release(root, claims.read_all(root)["web"], [])
+    monkeypatch.delenv("KVMSUP_FAULT")
+    assert ledger.release(root, claims.read_all(root)["web"], []) == []
+    assert claims.read_all(root) == {}
+    assert pools.total(0) == 5
+
+
+@pytest.mark.usefixtures("fake_systemctl")
+def test_a_setup_that_ended_in_the_middle_is_undone_before_others_change_the_pool(root: str, pools: Pools) -> None:
+    # 10 were planned and 4 came.
+    claims.write(root, claim("web", held=False, page_size=PAGE, pages={0: 10}, grown={0: 10}, before={0: 5}))
+    pools.attribute_written(f"{root}{pools.directory(0)}/nr_hugepages", "9")
+    assert ledger.sweep(root, claims.read_all(root), keep="db") == {}
+    assert pools.total(0) == 5
+    assert claims.read_all(root) == {}
+
+
+def test_sweep(root: str, pools: Pools, fake_systemctl: Systemctl) -> None:
+    for name in ("down", "mine", "new", "running", "surely"):
+        guest_starts(root, pools, name)
+    os.makedirs(f"{root}/run/systemd/units")
+    os.symlink("0123", f"{root}/run/systemd/units/invocation:kvm-setup@surely.service")
+    states = {"down": ("failed", ""), "new": ("inactive", "start"), "running": ("active", "")}
+    both = {f"{kind}@{name}.service": state for name, state in states.items() for kind in ("kvm-setup", "kvm")}
+    log = fake_systemctl(both)
+    left = ledger.sweep(root, claims.read_all(root), keep="mine")
+    assert sorted(left) == sorted(claims.read_all(root)) == ["mine", "new", "running", "surely"]
+    assert pools.total(0) == 5 + 4 * 10
+    asked = " ".join(f"kvm-setup@{name}.service kvm@{name}.service" for name in sorted(states))
+    assert f"-- {asked}\n" in log.read_text()
+
+
+@pytest.mark.usefixtures("fake_systemctl")
+def test_what_cannot_be_given_back_is_said(root: str, pools: Pools) -> None:
+    held = guest_starts(root, pools, "web")
+    pools.use(0, 8)
+    assert ledger.release(root, held, []) == [
+        "3 hugepages of 2M on node 0 that were added for web are still in use or gone"
+    ]
+    assert pools.total(0) == 8

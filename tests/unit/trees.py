@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A host made of files: its topology, hugepage pools that answer as the kernel's do, and a systemctl that is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kvmsup import cpulist
+from kvmsup.effects import files
+
+PAGE = 2 << 20
+
+
+def write(root: str, path: str, text: str) -> None:
+    """Write `text` as the kernel prints it, with a line end."""
+    file = Path(root + path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"{text}\n")
+
+
+def read(root: str, path: str) -> str:
+    return Path(root + path).read_text().rstrip("\n")
+
+
+def cpus(root: str, siblings: dict[int, str], nodes: dict[int, str] | None = None, *, present: str = "") -> None:
+    """Online CPUs with their siblings (as the kernel lists them, "" for a CPU without that file), and nodes."""
+    write(root, "/sys/devices/system/cpu/online", cpulist.render(siblings))
+    write(root, "/sys/devices/system/cpu/present", present or cpulist.render(siblings))
+    write(root, "/sys/devices/system/cpu/isolated", "")
+    for number, listed in siblings.items():
+        if listed:
+            write(root, f"/sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list", listed)
+            write(root, f"/sys/devices/system/cpu/cpu{number}/topology/physical_package_id", "0")
+    if nodes is not None:
+        write(root, "/sys/devices/system/node/online", cpulist.render(nodes))
+        for number, listed in nodes.items():
+            write(root, f"/sys/devices/system/node/node{number}/cpulist", listed)
+
+
+class Pools:
+    """Hugepage pools; writing nr_hugepages does what the kernel would do, as far as `room` goes."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.room: dict[int, int] = {}
+        self.used: dict[int, int] = {}
+        self.written: list[str] = []
+
+    def directory(self, node: int, page_size: int = PAGE) -> str:
+        return f"/sys/devices/system/node/node{node}/hugepages/hugepages-{page_size >> 10}kB"
+
+    def create(self, node: int, total: int, *, used: int = 0, room: int = 1000) -> None:
+        self.used[node], self.room[node] = used, room
+        self._show(node, total)
+        write(self.root, f"/sys/devices/system/node/node{node}/compact", "")
+
+    def _show(self, node: int, total: int) -> None:
+        for name, value in (("nr", total), ("free", total - self.used[node]), ("surplus", 0)):
+            write(self.root, f"{self.directory(node)}/{name}_hugepages", str(value))
+
+    def use(self, node: int, count: int) -> None:
+        self.used[node] += count
+        self._show(node, self.total(node))
+
+    def total(self, node: int) -> int:
+        return int(read(self.root, f"{self.directory(node)}/nr_hugepages"))
+
+    def attribute_written(self, path: str, value: str) -> None:
+        """In place of files.write_attribute."""
+        self.written.append(f"{path.removeprefix(self.root)}={value}")
+        if path.endswith("/nr_hugepages"):
+            node = int(path.removeprefix(f"{self.root}/sys/devices/system/node/node").partition("/")[0])
+            self._show(node, max(self.used[node], min(int(value), self.room[node])))
+
+
+@pytest.fixture
+def pools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pools:
+    found = Pools(str(tmp_path))
+    monkeypatch.setattr(files, "write_attribute", found.attribute_written)
+    return found
+
+
+Systemctl = Callable[[dict[str, tuple[str, str]]], Path]
+
+
+@pytest.fixture
+def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
+    """Call it with (state, job) by unit; returns the file with the commands that were asked."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    log = directory / "asked"
+    log.touch()
+    script = directory / "systemctl"
+    script.write_text(
+        f'#!/bin/sh\necho "$*" >>{log}\n[ "$1" = show ] && cat {directory}/show\n'
+        f'[ "$1" = list-jobs ] && cat {directory}/jobs\nexit 0\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+
+    def answer(units: dict[str, tuple[str, str]]) -> Path:
+        shown = [f"Id={unit}\nActiveState={state}\nSubState=x\n" for unit, (state, _) in units.items()]
+        (directory / "show").write_text("\n".join(shown))
+        jobs = [f"{number} {unit} {job} waiting\n" for number, (unit, (_, job)) in enumerate(units.items()) if job]
+        (directory / "jobs").write_text("".join(jobs))
+        return log
+
+    answer({})
+    return answer
