@@ -14,7 +14,7 @@ from kvmsup.errors import HostError
 
 STEPS = (
     "setup.configuration",  # read the TOML and compare it with what systemd has loaded
-    "setup.host",  # kernel and initrd are there for QEMU's user
+    "setup.host",  # /dev/kvm, kernel and initrd are there for QEMU's user
     "setup.lock",  # the one lock over all claims
     "setup.claims",  # read the other guests' claims, sweep stale ones
     "setup.place",  # choose or check CPUs and nodes

@@ -78,6 +78,11 @@ def daemon_reload() -> None:
     _systemctl("daemon-reload")
 
 
+def start(unit: str) -> None:
+    """Start `unit` and wait until it is up. Raises HostError."""
+    _systemctl("start", "--", unit)
+
+
 def set_property(unit: str, assignment: str) -> None:
     """Set a property of `unit` until the next boot. Raises HostError."""
     _systemctl("set-property", "--runtime", "--", unit, assignment)

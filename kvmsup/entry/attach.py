@@ -32,27 +32,12 @@ def main(name: str, root: str = "") -> int:
         print("<3>attach is run by kvm@.service, with MAINPID=", file=sys.stderr)
         return 1
     try:
-        claim = claim_text.from_environment(os.environ, "the environment")
-        try:
-            run(name, pid, claim, root)
-        except QmpError:
-            _explain(claim, root)
-            raise
+        run(name, pid, claim_text.from_environment(os.environ, "the environment"), root)
     except KvmsupError as error:
         for line in str(error).splitlines():
             print(f"<3>{line}", file=sys.stderr)
         return 1
     return 0
-
-
-def _explain(claim: Claim, root: str) -> None:
-    """Raise HostError where what QEMU died of has a clearer name than QEMU's own."""
-    if claim.accel == "kvm" and not os.path.exists(f"{root}/dev/kvm"):
-        what = "this host has no /dev/kvm, so no guest can run with accel = kvm"
-        hint = (
-            'modprobe kvm_intel or kvm_amd; if that fails, enable VT-x or SVM in the firmware; accel = "tcg" emulates'
-        )
-        raise HostError(what, hint) from None
 
 
 def run(name: str, pid: int, claim: Claim, root: str) -> None:

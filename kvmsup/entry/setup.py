@@ -12,7 +12,7 @@ import time
 from typing import NamedTuple
 
 from kvmsup import cpulist, sizes
-from kvmsup.effects import claims, configs, fence, hugepages, journal, ledger, sysfs
+from kvmsup.effects import claims, configs, fence, hugepages, journal, kvm, ledger, sysfs
 from kvmsup.errors import HostError, KvmsupError, Refusal
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
@@ -97,7 +97,9 @@ def _no_file(name: str, root: str) -> HostError:
 
 
 def _check_host(guest: Guest, root: str) -> None:
-    """What QEMU would only find out later, and say less clearly. /dev/kvm is not among it: at boot it comes later."""
+    """What QEMU would only find out later, and say less clearly."""
+    if guest.machine.accel == "kvm":
+        kvm.ensure(root)
     for key, path in (("kernel", guest.machine.kernel), ("initrd", guest.machine.initrd)):
         if path:
             _check_readable(key, path, root)
@@ -174,7 +176,6 @@ def _claim(request: Request, placement: Placement) -> Claim:
         # Hugepages and locked memory are never merged: consent to it changes nothing.
         ksm=guest.memory.ksm and not guest.memory.page_size and not guest.memory.lock,
         loaded=request.loaded,
-        accel=guest.machine.accel,
     )
 
 

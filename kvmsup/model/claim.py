@@ -38,7 +38,6 @@ class Claim(NamedTuple):
     vcpus: int  # how many of them are there at start
     ksm: bool
     loaded: str  # the fingerprint of the configuration that it was made from
-    accel: str = "kvm"  # kvm | tcg
 
     @property
     def own_cpus(self) -> frozenset[int]:
@@ -64,7 +63,6 @@ def render(claim: Claim) -> str:
         "PAGES_GROWN": _counts(claim.grown),
         "POOL_BEFORE": _counts(claim.before),
         "KSM": "yes" if claim.ksm else "no",
-        "ACCEL": claim.accel,
         "LOADED": claim.loaded,
     }
     return "".join(f"{PREFIX}{key}={value}\n" for key, value in fields.items())
@@ -93,7 +91,6 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             before=_parse_counts(variables["KVMSUP_POOL_BEFORE"]),
             vcpus=int(variables["KVMSUP_VCPUS"]),
             ksm=variables["KVMSUP_KSM"] == "yes",
-            accel=variables.get("KVMSUP_ACCEL", "kvm"),
             loaded=variables.get("KVMSUP_LOADED", ""),
         )
     except (KeyError, ValueError) as error:

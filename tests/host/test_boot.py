@@ -11,10 +11,10 @@ def test_without_dev_kvm_a_start_says_so_in_one_sentence(host: Host) -> None:
     guests.configure(host, {"tiny": guests.TINY})
     host.run("mv /dev/kvm /dev/kvm.away")
     assert guests.start(host, "tiny", check=False).rc == 1
+    guests.released(host, "tiny")
     sentence = (
-        "this host has no /dev/kvm, so no guest can run with accel = kvm\n"
-        "  hint: modprobe kvm_intel or kvm_amd; if that fails, enable VT-x or SVM in the firmware;"
-        ' accel = "tcg" emulates\n'
+        "this host has no /dev/kvm, although its CPU has SVM, so no guest can run with accel = kvm\n"
+        '  hint: modprobe kvm_amd; if that fails, enable SVM in the firmware; accel = "tcg" emulates\n'
     )
     assert sentence in guests.said(host, "tiny")
     host.run("mv /dev/kvm.away /dev/kvm")
