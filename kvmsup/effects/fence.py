@@ -26,7 +26,7 @@ def settle(root: str, online: frozenset[int], claims: Collection[Claim]) -> None
         elif unit not in wanted and now is not None:
             # Clearing the property would leave the old mask in place, so the full one goes first.
             systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(online)}")
-            systemctl.revert(unit)
+            _forget(root, unit)
 
 
 def _wanted(online: frozenset[int], claims: Collection[Claim]) -> dict[str, frozenset[int]]:
@@ -51,10 +51,24 @@ def current(root: str) -> frozenset[int] | None:
     return _kept(root, SHARED)
 
 
-def _kept(root: str, unit: str) -> frozenset[int] | None:
-    """What `systemctl set-property --runtime` has set, where it keeps it (systemd.unit(5), "Unit File Load Path")."""
+def _path(root: str, unit: str) -> str:
+    """Where `systemctl set-property --runtime` keeps the value (systemd.unit(5), "Unit File Load Path")."""
+    return f"{root}/run/systemd/system.control/{unit}.d/50-AllowedCPUs.conf"
+
+
+def _forget(root: str, unit: str) -> None:
+    """Remove the value that set-property keeps, and nothing else: `systemctl revert` would take the user's own too."""
+    files.remove(_path(root, unit))
     try:
-        text = files.read(f"{root}/run/systemd/system.control/{unit}.d/50-AllowedCPUs.conf")
+        os.rmdir(os.path.dirname(_path(root, unit)))
+    except OSError:
+        pass  # there are other properties of somebody else
+
+
+def _kept(root: str, unit: str) -> frozenset[int] | None:
+    """The value that set-property keeps, None where there is none."""
+    try:
+        text = files.read(_path(root, unit))
     except FileNotFoundError:
         return None
     value = next((line for line in text.splitlines() if line.startswith("AllowedCPUs=")), "=")

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from kvmsup import sizes
-from kvmsup.effects import files
+from kvmsup.effects import cgroup, files
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from kvmsup.plan import pages
@@ -85,7 +85,7 @@ def promised(root: str, node: int, page_size: int, others: Iterable[Claim]) -> i
 def faulted(root: str, claim: Claim, node: int) -> int:
     """Pages of the claim's size on `node` that the guest's processes have mapped and touched."""
     count = 0
-    for pid in processes(root, claim):
+    for pid in cgroup.processes(root, claim):
         try:
             lines = files.read(f"{root}/proc/{pid}/numa_maps").splitlines()
         except OSError:
@@ -101,16 +101,6 @@ def _on_node(line: str, node: int, page_size: int) -> int:
         return 0
     prefix = f"N{node}="
     return sum(int(word[len(prefix) :]) for word in words if word.startswith(prefix))
-
-
-def processes(root: str, claim: Claim) -> list[str]:
-    """The pids in the cgroup of the claim's kvm@ unit; none where it does not run."""
-    kind = "dedicated" if claim.dedicated else "shared"
-    unit = f"kvm.slice/kvm-{kind}.slice/kvm@{claim.guest}.service"
-    try:
-        return files.read(f"{root}/sys/fs/cgroup/{unit}/cgroup.procs").split()
-    except OSError:
-        return []
 
 
 def give_back(root: str, claim: Claim, others: list[Claim]) -> dict[int, int]:

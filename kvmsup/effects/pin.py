@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Collection
 
 from kvmsup import cpulist
 from kvmsup.effects import files
@@ -70,3 +71,16 @@ def allowed(tid: int) -> frozenset[int] | None:
         return frozenset(os.sched_getaffinity(tid))
     except ProcessLookupError:
         return None
+
+
+def gather(root: str, pid: int, known: Collection[int], cpus: frozenset[int]) -> dict[int, frozenset[int]]:
+    """Pin every thread of `pid` that is not `known` to `cpus`, where it is not so already; returns those threads.
+
+    A thread inherits the mask of the one that made it, so what a vCPU thread gives birth to stands in its way. Raises
+    HostError.
+    """
+    found = {tid: cpus for tid in threads(root, pid) if tid not in known}
+    for tid in found:
+        if allowed(tid) not in (cpus, None):
+            pin(tid, cpus)
+    return found

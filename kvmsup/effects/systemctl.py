@@ -88,11 +88,6 @@ def set_property(unit: str, assignment: str) -> None:
     _systemctl("set-property", "--runtime", "--", unit, assignment)
 
 
-def revert(unit: str) -> None:
-    """Remove what set_property has left for `unit`. Raises HostError."""
-    _systemctl("revert", "--no-reload", "--", unit)
-
-
 _SPANS = {
     "us": 1e-6,
     "ms": 1e-3,

@@ -20,7 +20,8 @@ from kvmsup.plan.qemu import socket
 from kvmsup.steps import step
 
 # kvm-nx-lpage-recovery is born by the first vCPU that runs and inherits its mask (arch/x86/kvm/mmu/mmu.c,
-# kvm_mmu_post_init_vm). That is a moment after cont; where KVM does without it, these waits are what it costs.
+# kvm_mmu_post_init_vm). That is a moment after cont; where KVM does without it, these waits are what it costs. On a
+# host too busy for that, the supervisor looks once more.
 _LATE_LOOKS_SECONDS = (0.0, 0.001, 0.002, 0.004, 0.008)
 
 
@@ -105,10 +106,7 @@ def _look_again(root: str, pid: int, claim: Claim, wanted: dict[int, frozenset[i
     """Move threads that were born by running, and so with a vCPU's mask, to the emulator's CPUs."""
     for seconds in _LATE_LOOKS_SECONDS:
         time.sleep(seconds)
-        late = {tid: claim.emulator for tid in pin.threads(root, pid) if tid not in wanted}
-        for tid, cpus in late.items():
-            if pin.allowed(tid) not in (cpus, None):
-                pin.pin(tid, cpus)
+        late = pin.gather(root, pid, wanted, claim.emulator)
         _verify(root, late, not claim.dedicated)
         if late:
             return

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from kvmsup.effects import claims, journal, ledger, systemctl
 from kvmsup.errors import KvmsupError
 from kvmsup.steps import step
@@ -30,8 +32,14 @@ def run(name: str, root: str) -> list[str]:
         mine = known.pop(name, None)
         if mine is None:
             return []
-        unit = f"kvm-setup@{name}.service"
-        if mine.held and systemctl.units([unit])[unit].job in ("start", "restart"):
+        if mine.held and _restarting(name):
             # A restart keeps the claim: no other guest may slip in between, and the pages stay in one piece.
             return []
         return ledger.release(root, mine, list(known.values()))
+
+
+def _restarting(name: str) -> bool:
+    """Whether this is the stop of a restart. A start that has just failed has its job still, but not this result."""
+    unit = f"kvm-setup@{name}.service"
+    stopped = os.environ.get("SERVICE_RESULT") == "success"  # systemd.exec(5)
+    return stopped and systemctl.units([unit])[unit].job in ("start", "restart")

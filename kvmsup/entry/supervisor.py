@@ -10,12 +10,14 @@ import os
 import selectors
 import signal
 import sys
+import time
 
-from kvmsup.effects import claims, configs, ksm, ledger, systemd
+from kvmsup.effects import cgroup, claims, configs, ksm, ledger, pin, qmp, systemd
 from kvmsup.errors import ConfigError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.guest import Host
 from kvmsup.plan import ksm as policy
+from kvmsup.plan.qemu import socket
 
 
 def main(root: str = "") -> int:
@@ -38,6 +40,10 @@ def restore(root: str = "") -> int:
     return 0
 
 
+_SECOND_LOOK_SECONDS = 1.0
+_QMP_SECONDS = 2.0
+
+
 class Supervisor:
     """The resident loop over D-Bus and signals."""
 
@@ -46,6 +52,7 @@ class Supervisor:
         self.host = Host(None, "never")
         self.merging = False
         self.stale = True
+        self.due: dict[str, float] = {}  # guests whose threads are to be looked at, and when
 
     def run(self) -> None:
         """Adopt what runs, say READY, and follow. Raises KvmsupError."""
@@ -58,14 +65,42 @@ class Supervisor:
         with selectors.DefaultSelector() as selector:
             selector.register(stopped, selectors.EVENT_READ)
             selector.register(jobs, selectors.EVENT_READ)
-            while not any(key.fileobj == stopped for key, _ in selector.select()):
+            while not any(key.fileobj == stopped for key, _ in selector.select(self._pause())):
                 jobs.dispatch()
                 if self.stale:
                     self.look()
+                self.look_at_threads()
 
     def job_finished(self, unit: str) -> None:
         """Claims come and go with the jobs of guests' units."""
         self.stale = self.stale or unit.startswith(("kvm-setup@", "kvm@"))
+        if unit.startswith("kvm@"):
+            guest = unit.removeprefix("kvm@").removesuffix(".service")
+            self.due[guest] = time.monotonic() + _SECOND_LOOK_SECONDS
+
+    def _pause(self) -> float | None:
+        """Seconds to sleep until something is due; None, for ever, while nothing is."""
+        return max(0.0, min(self.due.values()) - time.monotonic()) if self.due else None
+
+    def look_at_threads(self) -> None:
+        """Gather the threads that were born after attach was done with a guest."""
+        for guest in [guest for guest, when in self.due.items() if when <= time.monotonic()]:
+            del self.due[guest]
+            try:
+                self._gather(guest)
+            except KvmsupError as error:
+                print(f"<4>{guest}: {error}", file=sys.stderr)
+
+    def _gather(self, guest: str) -> None:
+        claim = claims.read(self.root, guest)
+        if claim is None:
+            return
+        for pid in cgroup.processes(self.root, claim):
+            deadline = time.monotonic() + _QMP_SECONDS
+            with qmp.Monitor(self.root + socket(guest, "supervisor.qmp"), pid, deadline) as monitor:
+                monitor.negotiate()
+                vcpus = qmp.vcpu_threads(monitor).values()
+            pin.gather(self.root, pid, vcpus, claim.emulator)
 
     def look(self) -> None:
         """Bring the host to what the present guests ask for. Raises KvmsupError."""

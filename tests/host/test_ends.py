@@ -72,6 +72,16 @@ def test_restart_after_an_edit_claims_anew(host: Host) -> None:
     assert guests.pages(host) == (0, 0)
 
 
+def test_a_restart_into_a_broken_file_gives_everything_back(host: Host) -> None:
+    guests.start(host, "tiny")
+    impatient(host)
+    guests.configure(host, {"tiny": guests.TINY.replace("64M", "64MB")})
+    assert host.run("systemctl restart kvm@tiny", check=False, timeout=120).rc == 1
+    guests.released(host, "tiny")
+    assert guests.pages(host) == (0, 0)
+    assert guests.leftovers(host) == []
+
+
 def test_a_guest_that_ignores_the_power_button_is_cut_off_in_time(host: Host) -> None:
     impatient(host)
     guests.start(host, "tiny")

@@ -89,8 +89,11 @@ def test_shared_guests_are_fenced_off_owned_cpus_and_get_them_back(host: Host) -
     assert guests.kvmsup(host, "status crowd")["drift"] is False
     host.run("systemctl daemon-reload")
     assert host.read(fence) == "0-3,6-7\n"
+    host.run("mkdir -p /etc/systemd/system/kvm-shared.slice.d")
+    host.put(b"[Slice]\nCPUWeight=50\n", "/etc/systemd/system/kvm-shared.slice.d/mine.conf")
     guests.kill(host, "owner")
     assert host.read(fence) == "0-7\n"
+    assert host.read("/etc/systemd/system/kvm-shared.slice.d/mine.conf")
     assert guests.allowed(host, guests.pid(host, "crowd"))["CPU 0/KVM"] == "0-7"
     guests.kill(host, "crowd")
     assert guests.leftovers(host) == []
