@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`make demo`: the package on a fresh host, and the demo guest from start to stop, as an administrator would see it."""
+"""`make demo`: the package on a fresh host, and the demo guest from start to stop, as one would see it."""
 
 from __future__ import annotations
 
