@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.terminal import TerminalReporter
@@ -147,6 +148,17 @@ def _panic_seen(item: pytest.Item) -> bool:
     if hasattr(item, "_initrequest"):
         item._initrequest()  # forgets the fixtures' values
     return True
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A worker of pytest-xdist hands its count to the process that writes the summary."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["lab_panics"] = session.config.stash[_panics]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[_panics] += getattr(node, "workeroutput", {}).get("lab_panics", 0)
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.Config) -> None:
