@@ -82,7 +82,9 @@ def test_types_of_programs() -> None:
 
 def test_licence_in_every_file() -> None:
     exempt = {ROOT / name for name in WITHOUT_SPDX}
-    texts = [path for path in tracked() if path not in exempt and path.stat().st_size and path.suffix != ".md"]
+    # What a golden case expects is compared byte by byte, and markdown would show the line.
+    sources = [path for path in tracked() if path.suffix != ".md" and "expected" not in path.parts]
+    texts = [path for path in sources if path not in exempt and path.stat().st_size]
     lines = {path: first_lines(path) for path in texts if first_lines(path)}
     assert len(lines) > 50
     missing = [str(path.relative_to(ROOT)) for path, head in lines.items() if SPDX not in "\n".join(head)]
