@@ -71,5 +71,6 @@ def _kept(root: str, unit: str) -> frozenset[int] | None:
         text = files.read(_path(root, unit))
     except FileNotFoundError:
         return None
-    value = next((line for line in text.splitlines() if line.startswith("AllowedCPUs=")), "=")
-    return cpulist.parse(value.partition("=")[2].replace(" ", ","))
+    # An empty assignment, which resets, and then the value.
+    values = [line.partition("=")[2] for line in text.splitlines() if line.startswith("AllowedCPUs=")]
+    return cpulist.parse(values[-1].replace(" ", ",")) if values else None
