@@ -48,7 +48,7 @@ def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim],
     if guest.placement.vcpu:
         vcpu = _chosen_by_user(guest, topology, housekeeping, taken)
     elif guest.placement.dedicated:
-        vcpu = _dedicated(guest, topology, housekeeping, taken)
+        vcpu = _dedicated(guest, topology, housekeeping | _only_cpus(claims, taken), taken)
     else:
         vcpu = _shared(guest, topology, taken)
     _check_nobody_is_stranded(guest, vcpu, claims, taken)
@@ -99,6 +99,12 @@ def _chosen_by_user(
     return guest.placement.vcpu
 
 
+def _only_cpus(claims: Sequence[Claim], taken: Mapping[int, str]) -> frozenset[int]:
+    """The CPUs that are the last one of a shared guest's vCPU."""
+    left = (cpus - taken.keys() for claim in claims if not claim.dedicated for cpus in claim.vcpu)
+    return frozenset().union(*(cpus for cpus in left if len(cpus) == 1))
+
+
 def _check_nobody_is_stranded(
     guest: Guest, vcpu: Sequence[frozenset[int]], claims: Sequence[Claim], taken: Mapping[int, str]
 ) -> None:
@@ -138,10 +144,10 @@ def _shared(guest: Guest, topology: Topology, taken: Mapping[int, str]) -> tuple
 
 
 def _dedicated(
-    guest: Guest, topology: Topology, housekeeping: frozenset[int], taken: Mapping[int, str]
+    guest: Guest, topology: Topology, kept: frozenset[int], taken: Mapping[int, str]
 ) -> tuple[frozenset[int], ...]:
     """One CPU a vCPU, all on one node: the fullest one that still fits, whole cores first."""
-    allowed = topology.cpus_of(guest.placement.nodes or topology.nodes) - housekeeping
+    allowed = topology.cpus_of(guest.placement.nodes or topology.nodes) - kept
     free = allowed - frozenset(taken)
     by_node = {node: free & topology.cpus_of([node]) for node in sorted(topology.nodes)}
     fitting = [node for node, cpus in by_node.items() if len(cpus) >= guest.cpu.maxcpus]

@@ -189,7 +189,6 @@ def test_placed(asked: Guest, keeping: Host, claims: list[Claim], vcpu: list[str
 HINT = "ask for fewer vCPUs, choose the CPUs in [placement.vcpu], or stop a guest that holds some"
 
 
-@pytest.mark.xfail(reason="CPUs are chosen first, and only then held against the shared guests that need them")
 def test_a_shared_guest_in_the_way_is_avoided() -> None:
     batch = claim("batch", ["2"], dedicated=False)
     assert place(guest(1, dedicated=True, nodes="1"), HOST, TWO, [batch], {}).vcpu == (frozenset((3,)),)
