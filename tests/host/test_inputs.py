@@ -54,7 +54,7 @@ def test_a_value_stays_one_value(odd: Host, number: int) -> None:
 @pytest.mark.parametrize(
     ("name", "line", "finding"),
     [
-        ("newline", 'description = "a\\n[Service]\\nUser=root"', "description: has a control character: U+000A"),
+        ("newline", 'description = "a\\n[Service]\\nUser=root"', "description: has a character that cannot be printed: U+000A"),
         ("lacks", '[placement]\nvcpu = {0 = "64"}', "placement.vcpu.0: this host has no CPU 64"),
         ("nolist", '[placement]\nnodes = "0,x"', 'placement.nodes: "0,x" is not a list such as 0-3,8'),
         ("unknown", "[cpu]\nvcpu = 2", "cpu.vcpu: unknown key"),
