@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""setup and release below a root of files: what is claimed, what is refused, and that nothing stays behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kvmsup import cpulist
+from kvmsup.effects import claims, configs, fence, hugepages
+from kvmsup.entry import release, setup
+from kvmsup.errors import HostError, KvmsupError, Refusal
+from kvmsup.plan import dropin
+from kvmsup.steps import STEPS
+from tests.unit import trees
+from tests.unit.hosts import claim
+from tests.unit.trees import PAGE, Pools, Systemctl, pools
+from tests.unit.trees import systemctl as fake_systemctl
+
+__all__ = ["fake_systemctl", "pools"]  # fixtures
+
+WEB = """
+[machine]
+type = "pc-q35-7.2"
+[cpu]
+vcpus = 2
+[placement]
+cpus = "dedicated"
+[memory]
+size = "20M"
+hugepages = "2M"
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path, pools: Pools, fake_systemctl: Systemctl, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Two nodes of two cores with two siblings, 3 hugepages on each node and room for 12; guest web is loaded."""
+    found = str(tmp_path)
+    fake_systemctl({})
+    monkeypatch.setattr(hugepages, "_SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(fence, "_kernel", lambda: (6, 12))
+    trees.cpus(found, {number: f"{number % 4},{number % 4 + 4}" for number in range(8)}, {0: "0-1,4-5", 1: "2-3,6-7"})
+    for node in (0, 1):
+        pools.create(node, 3, room=12)
+        trees.write(found, f"/sys/devices/system/node/node{node}/meminfo", f"Node {node} MemFree: 99999 kB")
+    trees.write(found, "/dev/kvm", "")
+    os.makedirs(f"{found}/run/kvmsup/claims")
+    trees.write(found, "/etc/kvmsup/web.toml", WEB)
+    load(found, monkeypatch)
+    return found
+
+
+def load(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What systemd does at a daemon-reload."""
+    content = configs.read_guest(root, "web") or b""
+    monkeypatch.setenv(dropin.LOADED, dropin.fingerprint(content, configs.read_host(root)))
+
+
+def test_setup_and_release(root: str, pools: Pools) -> None:
+    setup.run("web", root)
+    held = claims.read_all(root)["web"]
+    assert held.held and held.dedicated
+    assert list(map(cpulist.render, held.vcpu)) == ["1", "5"]
+    assert (cpulist.render(held.emulator), cpulist.render(held.nodes)) == ("0,4", "0")
+    assert (held.page_size, held.pages, held.grown) == (PAGE, {0: 10}, {0: 7})
+    assert pools.total(0) == 10
+    # Once more, as at a restart: nothing changes.
+    setup.run("web", root)
+    assert (claims.read_all(root)["web"], pools.total(0)) == (held, 10)
+    assert release.run("web", root) == []
+    assert release.run("web", root) == []
+    assert (claims.read_all(root), pools.total(0)) == ({}, 3)
+
+
+@pytest.mark.parametrize("name", [name for name in STEPS if name.startswith("setup.")])
+def test_whatever_fails_the_release_leaves_all_as_it_was(
+    root: str, pools: Pools, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KVMSUP_FAULT", f"{name}:error")
+    with pytest.raises(HostError, match=f"^a fault was injected at the step {name} "):
+        setup.run("web", root)
+    monkeypatch.delenv("KVMSUP_FAULT")
+    release.run("web", root)
+    assert (claims.read_all(root), pools.total(0), pools.total(1)) == ({}, 3, 3)
+    setup.run("web", root)
+    assert pools.total(0) == 10
+
+
+@pytest.mark.parametrize("name", ["setup.intend", "setup.reserve", "setup.fence", "setup.hold"])
+def test_a_killed_setup_is_made_good_by_the_next(
+    root: str, pools: Pools, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        monkeypatch.setenv("KVMSUP_FAULT", f"{name}:error")
+        with pytest.raises(HostError):
+            setup.run("web", root)
+    monkeypatch.delenv("KVMSUP_FAULT")
+    setup.run("web", root)
+    assert claims.read_all(root)["web"].grown == {0: 7}
+    assert release.run("web", root) == []
+    assert pools.total(0) == 3
+
+
+def test_shortfall(root: str, pools: Pools) -> None:
+    pools.create(0, 3, room=8)
+    with pytest.raises(Refusal) as caught:
+        setup.run("web", root)
+    assert str(caught.value) == (
+        "node 0 is short of 2 hugepages of 2M: 10 needed, 7 to be added, 5 came\n"
+        "  hint: free memory on node 0, stop a guest there, or reserve at boot on the kernel command line:"
+        " hugepagesz=2M hugepages=0:7"
+    )
+    release.run("web", root)
+    assert (claims.read_all(root), pools.total(0)) == ({}, 3)
+
+
+def test_a_shortfall_beside_others(root: str, fake_systemctl: Systemctl) -> None:
+    fake_systemctl({"kvm-setup@db.service": ("active", ""), "kvm@db.service": ("active", "")})
+    claims.write(root, claim("db", ["2"], page_size=PAGE, pages={0: 3}))
+    with pytest.raises(Refusal, match=r"^node 0 is short of \d+ hugepages of 2M: .* came; guests hold there: db 3\n"):
+        setup.run("web", root)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "said"),
+    [
+        ("/etc/kvmsup/web.toml", f"{WEB}lock = true", "/etc/kvmsup/web.toml was edited since systemd loaded it"),
+        ("/etc/kvmsup.toml", "[ksm]\npolicy = 'never'", "/etc/kvmsup.toml was edited since systemd loaded it"),
+    ],
+)
+def test_edited_since_loaded(root: str, path: str, text: str, said: str, pools: Pools) -> None:
+    trees.write(root, path, text)
+    with pytest.raises(HostError) as caught:
+        setup.run("web", root)
+    assert str(caught.value) == f"{said}\n  hint: systemctl daemon-reload"
+    assert (claims.read_all(root), pools.written) == ({}, [])
+
+
+def test_never_loaded(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(dropin.LOADED)
+    with pytest.raises(HostError) as caught:
+        setup.run("web", root)
+    assert str(caught.value) == "systemd has not loaded /etc/kvmsup/web.toml yet\n  hint: systemctl daemon-reload"
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("wbe", "did you mean kvm@web?"),
+        ("zzz", "kvmsup.guest(5) describes the file"),
+        ("../x", "kvmsup.guest(5) describes the file"),
+    ],
+)
+def test_no_such_guest(root: str, name: str, hint: str) -> None:
+    with pytest.raises(HostError) as caught:
+        setup.run(name, root)
+    assert str(caught.value) == f"there is no guest {name}: no /etc/kvmsup/{name}.toml\n  hint: {hint}"
+
+
+def test_taken_by_one_that_stays(root: str, fake_systemctl: Systemctl) -> None:
+    fake_systemctl({"kvm-setup@db.service": ("active", ""), "kvm@db.service": ("active", "")})
+    claims.write(root, claim("db", ["1", "5", "2", "3", "6", "7"]))
+    with pytest.raises(KvmsupError) as caught:
+        setup.run("web", root)
+    assert str(caught.value).splitlines()[0] == (
+        "2 dedicated CPUs on one node: free are 0 on node 0, 0 on node 1; CPU 1-3,5-7 are dedicated to guest db"
+    )
+    assert list(claims.read_all(root)) == ["db"]
+
+
+def test_waits_for_one_that_leaves(
+    root: str, fake_systemctl: Systemctl, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_systemctl({"kvm-setup@db.service": ("active", ""), "kvm@db.service": ("deactivating", "stop")})
+    claims.write(root, claim("db", ["1", "5", "2", "3", "6", "7"]))
+    monkeypatch.setattr(setup.time, "sleep", lambda _: claims.remove(root, "db"))  # type: ignore[attr-defined]
+    setup.run("web", root)
+    assert list(claims.read_all(root)) == ["web"]
+    assert capsys.readouterr().err.startswith("waiting for db to stop: 2 dedicated CPUs on one node: free are 0 ")
+
+
+def test_two_that_start_at_once_do_not_take_each_others_pages(
+    root: str, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first falls short; before it is released the second comes, and in the end the pool is as it was."""
+    pools.create(0, 3, room=8)
+    with pytest.raises(Refusal):
+        setup.run("web", root)
+    trees.write(root, "/etc/kvmsup/small.toml", WEB.replace("20M", "10M").replace("vcpus = 2", "vcpus = 1"))
+    content = Path(f"{root}/etc/kvmsup/small.toml").read_bytes()
+    monkeypatch.setenv(dropin.LOADED, dropin.fingerprint(content, b""))
+    setup.run("small", root)
+    assert claims.read_all(root)["small"].grown == {0: 2}
+    assert release.run("web", root) == []
+    assert pools.total(0) == 5
+    assert release.run("small", root) == []
+    assert pools.total(0) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "mode", "said"),
+    [
+        ("/boot/vmlinuz", None, "machine.kernel: /boot/vmlinuz: No such file or directory"),
+        ("/boot/vmlinuz", 0o600, "machine.kernel: /boot/vmlinuz cannot be read by the guest's own user"),
+        ("/home/x/vmlinuz", 0o644, "machine.kernel: /home/x/vmlinuz is hidden from the guest's sandbox"),
+    ],
+)
+def test_kernel(root: str, path: str, mode: int | None, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trees.write(root, "/etc/kvmsup/web.toml", f'[machine]\nkernel = "{path}"\n[memory]\nsize = "1M"\n')
+    load(root, monkeypatch)
+    if mode is not None:
+        trees.write(root, path, "")
+        os.chmod(root + path, mode)
+    with pytest.raises(HostError) as caught:
+        setup.run("web", root)
+    assert str(caught.value).splitlines()[0] == said
+
+
+def test_no_kvm(root: str) -> None:
+    os.unlink(f"{root}/dev/kvm")
+    with pytest.raises(
+        HostError, match=r"^this CPU shows neither VT-x nor SVM, so no guest can run with accel = kvm\n"
+    ):
+        setup.run("web", root)
+
+
+def test_main_tells(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert setup.main("zzz", root) == 1
+    assert capsys.readouterr().err.splitlines()[0] == "there is no guest zzz: no /etc/kvmsup/zzz.toml"
+    assert setup.main("web", root) == 0
+    assert release.main("web", root) == 0
+    assert capsys.readouterr().err == ""
