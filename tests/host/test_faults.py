@@ -29,6 +29,7 @@ def tiny(host: Host) -> Host:
         lines = "[Service]\nEnvironmentFile=-/run/fault.env\nTimeoutStopSec=8\n"
         host.put(lines.encode(), f"/run/systemd/system/{unit}.service.d/fault.conf")
     guests.configure(host, {"tiny": guests.TINY, "other": guests.TINY})
+    guests.keep_supervisor(host)
     return host
 
 

@@ -35,6 +35,7 @@ def odd(host: Host) -> Host:
             "[machine]", ""
         )
     guests.configure(host, texts)
+    guests.keep_supervisor(host)
     return host
 
 
@@ -54,7 +55,11 @@ def test_a_value_stays_one_value(odd: Host, number: int) -> None:
 @pytest.mark.parametrize(
     ("name", "line", "finding"),
     [
-        ("newline", 'description = "a\\n[Service]\\nUser=root"', "description: has a character that cannot be printed: U+000A"),
+        (
+            "newline",
+            'description = "a\\n[Service]\\nUser=root"',
+            "description: has a character that cannot be printed: U+000A",
+        ),
         ("lacks", '[placement]\nvcpu = {0 = "64"}', "placement.vcpu.0: this host has no CPU 64"),
         ("nolist", '[placement]\nnodes = "0,x"', 'placement.nodes: "0,x" is not a list such as 0-3,8'),
         ("unknown", "[cpu]\nvcpu = 2", "cpu.vcpu: unknown key"),

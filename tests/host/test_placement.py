@@ -3,8 +3,15 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.host import guests
 from tests.lab.host import Host
+
+
+@pytest.fixture(scope="module", autouse=True)
+def supervised(host: Host) -> None:
+    guests.keep_supervisor(host)
 
 
 def pinned(*cpus: int) -> str:
