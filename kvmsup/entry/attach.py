@@ -54,13 +54,21 @@ def run(name: str, pid: int, claim: Claim, root: str) -> None:
         step("attach.verify")
         _verify(root, wanted, not claim.dedicated)
         step("attach.run")
-        monitor.execute("cont")
         try:
+            monitor.execute("cont")
             step("attach.look-again")
             _look_again(root, pid, claim, wanted)
         except KvmsupError:
-            monitor.execute("system_powerdown")
+            _power_down(monitor)
             raise
+
+
+def _power_down(monitor: qmp.Monitor) -> None:
+    """Press the power button of a guest that may run already; what is to be told is why, not how that went."""
+    try:
+        monitor.execute("system_powerdown")
+    except QmpError:
+        pass
 
 
 def _vcpu_threads(monitor: qmp.Monitor, claim: Claim) -> dict[int, int]:

@@ -202,7 +202,9 @@ def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:
 
 
 def _grow(root: str, claim: Claim, node: int, count: int, others: list[Claim]) -> None:
-    came = hugepages.grow(root, node, claim.page_size, count) if count else 0
+    room = sysfs.free_memory(root, frozenset((node,)))[node] // claim.page_size
+    # A size that the node cannot have is not tried: it would drain the node, and everybody on it, before it failed.
+    came = hugepages.grow(root, node, claim.page_size, count) if 0 < count <= room else min(count, room)
     if came >= count:
         return
     size = sizes.render(claim.page_size)

@@ -8,6 +8,7 @@ presses again (a guest in its boot loader does not hear the first time), and giv
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 
@@ -32,7 +33,8 @@ def main(name: str, root: str = "") -> int:
     try:
         run(name, pid, root, _patience(name))
     except KvmsupError as error:
-        print(f"<4>the guest could not be asked to power down: {error}", file=sys.stderr)
+        for line in f"the guest could not be asked to power down: {error}".splitlines():
+            print(f"<4>{line}", file=sys.stderr)
         return 1
     return 0
 
@@ -51,20 +53,21 @@ def run(name: str, pid: int, root: str, patience: float) -> None:
     deadline = time.monotonic() + patience
     step("stop.connect")
     try:
-        monitor = qmp.Monitor(root + socket(name, "control.qmp"), pid, deadline)
+        with qmp.Monitor(root + socket(name, "control.qmp"), pid, deadline) as monitor:
+            monitor.negotiate()
+            if not _power_down(monitor, deadline):
+                _cut(monitor, patience)
     except QmpError:
-        if _gone(pid):
-            return
-        raise
-    with monitor:
-        monitor.negotiate()
-        if _power_down(monitor, deadline):
-            return
-        print(f"<4>the guest has not shut down within {patience:.0f} s: cutting its power", file=sys.stderr)
-        step("stop.quit")
-        monitor.deadline = time.monotonic() + _QUIT_SECONDS
-        monitor.execute("quit")
-        monitor.wait_for_end(_QUIT_SECONDS)
+        if not _ended(pid):
+            raise
+
+
+def _cut(monitor: qmp.Monitor, patience: float) -> None:
+    print(f"<4>the guest has not shut down within {patience:.0f} s: cutting its power", file=sys.stderr)
+    step("stop.quit")
+    monitor.deadline = time.monotonic() + _QUIT_SECONDS
+    monitor.execute("quit")
+    monitor.wait_for_end(_QUIT_SECONDS)
 
 
 def _power_down(monitor: qmp.Monitor, deadline: float) -> bool:
@@ -81,5 +84,13 @@ def _power_down(monitor: qmp.Monitor, deadline: float) -> bool:
     return False
 
 
-def _gone(pid: int) -> bool:
-    return not os.path.exists(f"/proc/{pid}")
+def _ended(pid: int) -> bool:
+    """Whether the process has ended, also while nobody has collected it yet."""
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:
+        return True
+    try:
+        return bool(select.select([process], [], [], 0)[0])
+    finally:
+        os.close(process)
