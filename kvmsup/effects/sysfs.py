@@ -59,7 +59,7 @@ def _optional(path: str) -> frozenset[int]:
 
 
 def free_memory(root: str, nodes: frozenset[int]) -> dict[int, int]:
-    """Bytes by node that are free or hold nothing but page cache; what is in hugepage pools is not among them."""
+    """Bytes by node that are free or hold nothing but caches; what is in hugepage pools is not among them."""
     return {node: _free_on(f"{root}/sys/devices/system/node/node{node}") for node in nodes}
 
 
@@ -69,4 +69,8 @@ def _free_on(directory: str) -> int:
         lines = [line.split() for line in files.read(f"{directory}/meminfo").splitlines()]
     except OSError:
         return 0
-    return sum(int(words[3]) << 10 for words in lines if words[2] in ("MemFree:", "Active(file):", "Inactive(file):"))
+    return sum(
+        int(words[3]) << 10
+        for words in lines
+        if words[2] in ("MemFree:", "Active(file):", "Inactive(file):", "SReclaimable:")
+    )
