@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -54,8 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"kvmsup: {error}", file=sys.stderr)
         return 1
     except BrokenPipeError:
-        # Whoever read the listing has seen enough.
-        sys.stderr.close()
+        # Whoever read the listing has seen enough. What is still in the buffer must not fail a second time at exit
+        # (docs.python.org, signal, "Note on SIGPIPE").
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
