@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""An error and a kill -9 at every named step of setup and attach; after each, nothing is left behind."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvmsup.steps import STEPS
+from tests.host import guests
+from tests.host.faults import RELEASING, STARTING, STOPPING, inject, prepare, the_next_start_works
+from tests.lab.host import Host
+
+
+@pytest.fixture(scope="module")
+def tiny(host: Host) -> Host:
+    return prepare(host)
+
+
+def test_every_step_belongs_to_a_part_that_is_tested() -> None:
+    assert sorted(STARTING + STOPPING + RELEASING) == sorted(STEPS)
+
+
+@pytest.mark.parametrize("how", ["error", "kill"])
+@pytest.mark.parametrize("step", STARTING)
+def test_a_start_that_fails_leaves_nothing(tiny: Host, step: str, how: str) -> None:
+    inject(tiny, f"{step}:{how}")
+    started = guests.start(tiny, "tiny", check=False)
+    assert started.rc == 1, started
+    guests.released(tiny, "tiny")
+    assert guests.pages(tiny) == (0, 0)
+    assert guests.leftovers(tiny) == []
+    if how == "error":
+        assert f"a fault was injected at the step {step} (KVMSUP_FAULT)" in guests.said(tiny, "tiny")
+
+
+def test_the_next_start_works(tiny: Host) -> None:
+    the_next_start_works(tiny)
