@@ -24,7 +24,9 @@ def test_without_dev_kvm_a_start_says_so_in_one_sentence(host: Host) -> None:
 def test_an_enabled_guest_comes_up_with_the_host(host: Host) -> None:
     guests.configure(host, {"tiny": guests.TINY})
     host.run("systemctl enable kvm@tiny")
+    boot = host.read("/proc/sys/kernel/random/boot_id")
     host.reboot(timeout=400)
+    assert host.read("/proc/sys/kernel/random/boot_id") != boot
     host.wait_for("[ $(systemctl show -P ActiveState kvm@tiny) = active ]", timeout=120)
     assert guests.pages(host) == (32, 0)
     assert guests.allowed(host, guests.pid(host, "tiny"))["CPU 0/KVM"] == "2"

@@ -121,16 +121,6 @@ def test_snapshot_keeps_memory_and_disk(lab: Lab) -> None:
         lab.forget(key)
 
 
-def test_reboot(lab: Lab) -> None:
-    with lab.fresh() as host:
-        before = host.read("/proc/sys/kernel/random/boot_id")
-        host.run("echo kept > /root/mark; echo gone > /run/mark")
-        host.reboot()
-        assert host.read("/proc/sys/kernel/random/boot_id") != before
-        assert host.run("cat /root/mark; ls /run/mark", check=False).stdout == "kept\n"
-        assert host.run("test -c /dev/kvm").rc == 0
-
-
 def test_panic_is_told_apart(lab: Lab) -> None:
     with lab.fresh() as host, pytest.raises(LabPanic):
         host.run("sleep 1; echo c > /proc/sysrq-trigger; sleep 60", timeout=90)

@@ -13,6 +13,11 @@ from tests.lab.host import Host
 DROPIN = "/run/systemd/generator/kvm@{name}.service.d/50-kvmsup.conf"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def supervised(host: Host) -> None:
+    guests.keep_supervisor(host)
+
+
 @pytest.fixture(autouse=True)
 def watching(host: Host) -> None:
     host.run("systemctl start kvmsup-reload.path")
