@@ -13,7 +13,7 @@ from kvmsup.cli import show
 from kvmsup.effects import configs, sysfs
 from kvmsup.errors import ConfigError, Diagnostic, HostError, KvmsupError
 from kvmsup.model import config
-from kvmsup.model.guest import is_name
+from kvmsup.model.guest import NAME_RULE, is_name
 from kvmsup.model.table import nearest
 from kvmsup.model.topology import Topology
 
@@ -68,6 +68,5 @@ def _guest(name: str, root: str, topology: Topology | None) -> tuple[Diagnostic,
         near = nearest(name, configs.names(root))
         raise KvmsupError(f"there is no guest {name}: no {file}", f"did you mean {near}?" if near else "")
     if not is_name(name):
-        hint = "a lower-case letter, then up to 26 lower-case letters, digits and dashes"
-        return (Diagnostic(file, 0, 0, f"{name!r} cannot name a guest", hint),)
+        return (Diagnostic(file, 0, 0, f"{name!r} cannot name a guest", NAME_RULE),)
     return config.read_guest(name, file, content, topology).warnings

@@ -14,7 +14,7 @@ import sys
 from kvmsup.effects import configs, files
 from kvmsup.errors import ConfigError, HostError, KvmsupError
 from kvmsup.model import config
-from kvmsup.model.guest import Host, is_name
+from kvmsup.model.guest import NAME_RULE, Host, is_name
 from kvmsup.plan import dropin
 
 
@@ -53,7 +53,7 @@ def convert(name: str, root: str, host: Host, host_content: bytes) -> dict[str, 
     file = configs.guest_file(name)
     if not is_name(name):
         what = f"{file}: {name!r} cannot name a guest"
-        raise KvmsupError(what, "a lower-case letter, then up to 26 lower-case letters, digits and dashes")
+        raise KvmsupError(what, NAME_RULE)
     content = configs.read_guest(root, name)
     if content is None:
         return {}  # removed since it was listed

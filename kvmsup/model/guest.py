@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 # kvm-NAME is a user name, and systemd refuses those over 31 characters.
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,26}")
+NAME_RULE = "a lower-case letter, then up to 26 lower-case letters, digits and dashes"
 
 
 def is_name(text: str) -> bool:
