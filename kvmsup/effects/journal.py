@@ -15,6 +15,12 @@ import sys
 ERROR, WARNING, NOTICE = 3, 4, 5
 
 
+def say(priority: int, text: str) -> None:
+    """Write `text` to standard error as the unit's own words, each line with its priority (sd-daemon(3))."""
+    for line in text.splitlines():
+        print(f"<{priority}>{line}", file=sys.stderr)
+
+
 def tell(root: str, guest: str, priority: int, text: str) -> None:
     """Log `text` for kvm@`guest`; on standard error where there is no journal, or no service to be in."""
     fields = {

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import NamedTuple
 
 from kvmsup import cpulist
@@ -81,13 +80,11 @@ def threads(root: str, seen: Seen) -> list[Thread]:
     """Every thread that works for the guest, vCPUs first. Raises KvmsupError when QEMU cannot be asked."""
     if not seen.claim or not seen.pid:
         return []
-    deadline = time.monotonic() + _PATIENCE_SECONDS
     try:
-        with qmp.Monitor(root + socket(seen.name, "admin.qmp"), seen.pid, deadline) as monitor:
-            monitor.negotiate()
-            index_of = {tid: index for index, tid in qmp.vcpu_threads(monitor).items()}
+        found = qmp.ask_vcpu_threads(root + socket(seen.name, "admin.qmp"), seen.pid, _PATIENCE_SECONDS)
     except QmpError as error:
         raise KvmsupError(f"QEMU of {seen.name} cannot be asked for its threads: {error}") from None
+    index_of = {tid: index for index, tid in found.items()}
     tids = [*index_of, *(tid for tid in pin.threads(root, seen.pid) if tid not in index_of)]
     tids += pin.kernel_threads(root, seen.pid)
     fenced = None if seen.claim.dedicated else fence.current(root)

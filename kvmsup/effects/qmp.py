@@ -189,3 +189,10 @@ def vcpu_threads(monitor: Monitor) -> dict[int, int]:
     except (KeyError, TypeError, ValueError, OverflowError):
         raise QmpError("QEMU's list of vCPUs is not as its schema says") from None
     return dict(sorted(found.items()))
+
+
+def ask_vcpu_threads(path: str, pid: int, seconds: float) -> dict[int, int]:
+    """vcpu_threads over a connection of its own to the monitor at `path`, within `seconds`. Raises QmpError."""
+    with Monitor(path, pid, time.monotonic() + seconds) as monitor:
+        monitor.negotiate()
+        return vcpu_threads(monitor)

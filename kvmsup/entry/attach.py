@@ -8,11 +8,10 @@ program even when QEMU is gone.
 from __future__ import annotations
 
 import os
-import sys
 import time
 
 from kvmsup import cpulist
-from kvmsup.effects import pin, qmp
+from kvmsup.effects import journal, pin, qmp
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
 from kvmsup.model.claim import Claim
@@ -30,13 +29,12 @@ def main(name: str, root: str = "") -> int:
     try:
         pid = int(os.environ["MAINPID"])
     except (KeyError, ValueError):
-        print("<3>attach is run by kvm@.service, with MAINPID=", file=sys.stderr)
+        journal.say(journal.ERROR, "attach is run by kvm@.service, with MAINPID=")
         return 1
     try:
         run(name, pid, claim_text.from_environment(os.environ, "the environment"), root)
     except KvmsupError as error:
-        for line in str(error).splitlines():
-            print(f"<3>{line}", file=sys.stderr)
+        journal.say(journal.ERROR, str(error))
         return 1
     return 0
 

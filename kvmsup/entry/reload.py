@@ -7,10 +7,9 @@ A path unit does not watch while its service runs, so this reloads until the fil
 from __future__ import annotations
 
 import os
-import sys
 import time
 
-from kvmsup.effects import configs, systemctl
+from kvmsup.effects import configs, journal, systemctl
 from kvmsup.errors import KvmsupError
 
 # Editors write in several steps; what comes within this time is one edit.
@@ -26,7 +25,7 @@ def main(root: str = "") -> int:
             loaded = now
             time.sleep(_SETTLE_SECONDS)
     except KvmsupError as error:
-        print(f"<3>{error}", file=sys.stderr)
+        journal.say(journal.ERROR, str(error))
         return 1
     return 0
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import select
-import sys
 import time
 
-from kvmsup.effects import qmp, systemctl
+from kvmsup.effects import journal, qmp, systemctl
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.plan.qemu import socket
 from kvmsup.steps import step
@@ -33,8 +32,7 @@ def main(name: str, root: str = "") -> int:
     try:
         run(name, pid, root, _patience(name))
     except KvmsupError as error:
-        for line in f"the guest could not be asked to power down: {error}".splitlines():
-            print(f"<4>{line}", file=sys.stderr)
+        journal.say(journal.WARNING, f"the guest could not be asked to power down: {error}")
         return 1
     return 0
 
@@ -63,7 +61,7 @@ def run(name: str, pid: int, root: str, patience: float) -> None:
 
 
 def _cut(monitor: qmp.Monitor, patience: float) -> None:
-    print(f"<4>the guest has not shut down within {patience:.0f} s: cutting its power", file=sys.stderr)
+    journal.say(journal.WARNING, f"the guest has not shut down within {patience:.0f} s: cutting its power")
     step("stop.quit")
     monitor.deadline = time.monotonic() + _QUIT_SECONDS
     monitor.execute("quit")

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import selectors
 import signal
-import sys
 import time
 
-from kvmsup.effects import cgroup, claims, configs, ksm, ledger, pin, qmp, systemd
+from kvmsup.effects import cgroup, claims, configs, journal, ksm, ledger, pin, qmp, systemd
 from kvmsup.errors import ConfigError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.guest import Host
@@ -25,7 +24,7 @@ def main(root: str = "") -> int:
     try:
         Supervisor(root).run()
     except KvmsupError as error:
-        print(f"<3>{error}", file=sys.stderr)
+        journal.say(journal.ERROR, str(error))
         return 1
     return 0
 
@@ -35,7 +34,7 @@ def restore(root: str = "") -> int:
     try:
         ksm.restore(root)
     except KvmsupError as error:
-        print(f"<3>{error}", file=sys.stderr)
+        journal.say(journal.ERROR, str(error))
         return 1
     return 0
 
@@ -89,17 +88,14 @@ class Supervisor:
             try:
                 self._gather(guest)
             except KvmsupError as error:
-                print(f"<4>{guest}: {error}", file=sys.stderr)
+                journal.say(journal.WARNING, f"{guest}: {error}")
 
     def _gather(self, guest: str) -> None:
         claim = claims.read(self.root, guest)
         if claim is None:
             return
         for pid in cgroup.processes(self.root, claim):
-            deadline = time.monotonic() + _QMP_SECONDS
-            with qmp.Monitor(self.root + socket(guest, "supervisor.qmp"), pid, deadline) as monitor:
-                monitor.negotiate()
-                vcpus = qmp.vcpu_threads(monitor).values()
+            vcpus = qmp.ask_vcpu_threads(self.root + socket(guest, "supervisor.qmp"), pid, _QMP_SECONDS).values()
             pin.gather(self.root, pid, vcpus, claim.emulator)
 
     def look(self) -> None:
@@ -112,10 +108,10 @@ class Supervisor:
             consenting = ", ".join(claim.guest for claim in known if claim.ksm)
             if wanted:
                 ksm.start(self.root)
-                print(f"<5>KSM is on for {consenting}", file=sys.stderr)
+                journal.say(journal.NOTICE, f"KSM is on for {consenting}")
             else:
                 ksm.restore(self.root)
-                print("<5>KSM is as it was found: no guest asks for it", file=sys.stderr)
+                journal.say(journal.NOTICE, "KSM is as it was found: no guest asks for it")
             self.merging = wanted
             systemd.notify(status=f"KSM on for {consenting}" if wanted else "KSM not in use")
 
@@ -124,7 +120,7 @@ class Supervisor:
         try:
             self.host = config.read_host(configs.HOST_FILE, configs.read_host(self.root))
         except ConfigError as error:
-            print(f"<4>{error}", file=sys.stderr)
+            journal.say(journal.WARNING, str(error))
 
 
 def _signal_pipe() -> int:
