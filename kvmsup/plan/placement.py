@@ -39,7 +39,7 @@ def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim],
 
     Raises Refusal, or Taken where other guests are the reason.
     """
-    housekeeping = (host.housekeeping or topology.first_core()) & topology.online
+    housekeeping = (host.housekeeping or topology.housekeeping()) & topology.online
     taken = {cpu: claim.guest for claim in claims for cpu in claim.own_cpus}
     if guest.placement.dedicated:
         # Where another guest's emulator was put, outside housekeeping, nobody can be alone.

@@ -24,13 +24,24 @@ def topology(
     """`cores` a node, numbered as servers do: siblings are half of all CPUs apart, nodes one after the other."""
     half = nodes * cores
     gone = frozenset(offline)
-    cpus = []
-    for number in range(half * threads):
+    online = [number for number in range(half * threads) if number not in gone]
+    on_node = [frozenset(number for number in online if number % half // cores == node) for node in range(nodes)]
+    cpus = {}
+    for number in online:
         core = number % half
         siblings = frozenset(core + half * thread for thread in range(threads)) - gone
-        if number not in gone:
-            cpus.append(LogicalCpu(number, core // cores, core // cores, siblings))
-    return Topology(tuple(cpus), frozenset(range(half * threads)), frozenset(isolated), frozenset(range(nodes)))
+        node = core // cores
+        cpus[number] = LogicalCpu(number, node, 0, node, siblings, on_node[node])
+    far = {node: {other: 10 if node == other else 20 for other in range(nodes)} for node in range(nodes)}
+    return Topology(
+        cpus=cpus,
+        present=frozenset(range(half * threads)),
+        isolated=frozenset(isolated),
+        nohz_full=frozenset(),
+        nodes=frozenset(range(nodes)),
+        distances=far,
+        memory=dict.fromkeys(range(nodes), 4 << 30),
+    )
 
 
 def guest(

@@ -11,15 +11,11 @@ import pytest
 
 from kvmsup.errors import ConfigError
 from kvmsup.model import config
-from kvmsup.model.topology import LogicalCpu, Topology
+from kvmsup.model.topology import Topology
+from tests.unit.hosts import topology as synthetic
 
 CASES = tomllib.loads(Path(__file__).with_name("findings.toml").read_text("utf-8"))
-HOST = Topology(
-    tuple(LogicalCpu(number, 0, 0, frozenset((number,))) for number in (0, 1, 2)),
-    frozenset(range(4)),
-    frozenset(),
-    frozenset((0,)),
-)
+HOST = synthetic(1, 4, 1, offline=(3,))
 SOUND = b'[machine]\ntype = "pc-q35-7.2"\n[memory]\nsize = "1G"\n'
 
 

@@ -13,16 +13,12 @@ from kvmsup import cpulist
 from kvmsup.errors import ConfigError
 from kvmsup.model import config
 from kvmsup.model.guest import Guest, Host
-from kvmsup.model.topology import LogicalCpu, Topology
+from kvmsup.model.topology import Topology
 from kvmsup.plan import dropin
 from tests.unit import systemd_syntax
+from tests.unit.hosts import topology as synthetic
 
-HOST = Topology(
-    tuple(LogicalCpu(number, 0, number // 2, frozenset((number,))) for number in range(4)),
-    frozenset(range(6)),
-    frozenset(),
-    frozenset((0, 1)),
-)
+HOST = synthetic(2, 3, 1, offline=(4, 5))
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=12)
 # What a user might mean, and what is nearly that.

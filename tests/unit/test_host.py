@@ -8,28 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from kvmsup import cpulist
 from kvmsup.effects import hugepages, ksm, sysfs
 from kvmsup.errors import HostError
 from kvmsup.plan import ksm as policy
 from tests.unit import trees
-from tests.unit.hosts import claim, topology
+from tests.unit.hosts import claim
 from tests.unit.trees import PAGE, Pools, pools
 
 __all__ = ["pools"]  # a fixture
-
-
-def test_topology_of_a_server(tmp_path: Path) -> None:
-    root = str(tmp_path)
-    trees.cpus(root, {number: f"{number % 4},{number % 4 + 4}" for number in range(8)}, {0: "0-1,4-5", 1: "2-3,6-7"})
-    found = sysfs.topology(root)
-    packages = tuple(cpu._replace(package=0) for cpu in topology(2, 2, 2).cpus)
-    assert found == topology(2, 2, 2)._replace(cpus=packages)
-    assert list(map(cpulist.render, found.cores())) == ["0,4", "1,5", "2,6", "3,7"]
-    assert found.first_core() == {0, 4}
-    assert found.node_of(6) == 1
-    assert [found.siblings(6), found.nodes_of([1, 2])] == [{2, 6}, {0, 1}]
-    assert found.cpus_of([1]) == {2, 3, 6, 7}
 
 
 def test_topology_of_one_cpu_without_nodes(tmp_path: Path) -> None:
@@ -37,22 +23,6 @@ def test_topology_of_one_cpu_without_nodes(tmp_path: Path) -> None:
     found = sysfs.topology(str(tmp_path))
     assert found.online == found.nodes == {0}
     assert found.cores() == (frozenset((0,)),)
-
-
-def test_topology_with_an_offline_cpu_and_a_node_without_memory(tmp_path: Path) -> None:
-    root = str(tmp_path)
-    trees.cpus(root, {0: "0,2", 1: "1,3", 2: "0,2"}, {0: "0-2", 1: "", 3: ""}, present="0-3")
-    trees.write(root, "/sys/devices/system/cpu/isolated", "0,2")
-    found = sysfs.topology(root)
-    assert [found.online, found.present] == [{0, 1, 2}, {0, 1, 2, 3}]
-    assert [found.isolated, found.nodes] == [{0, 2}, {0, 1, 3}]
-    assert found.siblings(1) == {1}
-    assert found.first_core() == {1}
-    assert found.cpus_of([1, 3]) == frozenset()
-    with pytest.raises(KeyError):
-        found.node_of(3)
-    trees.write(root, "/sys/devices/system/cpu/isolated", "0-3")
-    assert sysfs.topology(root).first_core() == {0, 2}
 
 
 NONE = "the kernel's list is not a list such as 0-3,8:"
@@ -63,6 +33,7 @@ NONE = "the kernel's list is not a list such as 0-3,8:"
     [
         ("/sys/devices/system/cpu/online", None, "cannot read: No such file or directory"),
         ("/sys/devices/system/cpu/online", "0-", f"{NONE} '0-' is neither a number nor a range"),
+        ("/sys/devices/system/cpu/online", "", "the kernel says that no CPU is online"),
         ("/sys/devices/system/cpu/present", None, "cannot read: No such file or directory"),
         ("/sys/devices/system/cpu/isolated", "x", f"{NONE} 'x' is neither a number nor a range"),
     ],

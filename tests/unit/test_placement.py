@@ -74,7 +74,7 @@ def brute_force_fits(asked: Guest, found: Topology, kept: Cpus, claims: Sequence
     """Whether any node has enough CPUs that are nobody's, counted one by one."""
     for node in asked.placement.nodes or found.nodes:
         free = 0
-        for cpu in found.cpus:
+        for cpu in found.cpus.values():
             owned = any(cpu.number in cpus for held in claims if held.dedicated for cpus in held.vcpu)
             shared = any(cpu.number in held.emulator for held in claims)
             free += cpu.node == node and cpu.number not in kept and not owned and not shared
@@ -134,7 +134,7 @@ def _largest_first(cores: list[frozenset[int]], found: Topology, count: int) -> 
 @given(arrivals())
 def test_arrivals(case: tuple[Topology, Host, list[Guest]]) -> None:
     found, keeping, guests = case
-    kept = (keeping.housekeeping or found.first_core()) & found.online
+    kept = (keeping.housekeeping or found.housekeeping()) & found.online
     claims: list[Claim] = []
     for asked in guests:
         automatic = asked.placement.dedicated and not asked.placement.vcpu
