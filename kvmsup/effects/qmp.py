@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 import time
-from typing import Any
+from typing import Any, Self
 
 from kvmsup.errors import QmpError
 
@@ -21,33 +21,28 @@ LONGEST_MESSAGE = 8 << 20
 _MOST_EVENTS = 10_000
 
 
-class Monitor:
-    """One connection to one monitor, bound to the life of one QEMU process."""
+class Conversation:
+    """Commands and answers over one stream, bound to the life of one QEMU process."""
 
-    def __init__(self, path: str, pid: int, deadline: float | None = None) -> None:
-        """Connect to the socket at `path`, waiting until QEMU `pid` has made it.
+    def __init__(self, stream: socket.socket, pid: int, deadline: float | None = None) -> None:
+        """Speak over `stream`, which is closed with this, to QEMU `pid`.
 
-        `deadline`, on time.monotonic(), bounds this and every later wait; None waits as long as QEMU lives.
+        `deadline`, on time.monotonic(), bounds every wait; None waits as long as QEMU lives.
 
-        Raises QmpError when QEMU ends or the deadline passes.
+        Raises QmpError when QEMU is gone.
         """
         self.deadline = deadline
         self.events: list[str] = []  # names alone: QEMU decides how much it sends
         self._buffer = bytearray()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket = stream
         self._socket.setblocking(False)
         try:
             self._process = os.pidfd_open(pid)
         except OSError as error:
             self._socket.close()
             raise QmpError(f"QEMU is gone: {error.strerror}") from None
-        try:
-            self._connect(path, pid)
-        except BaseException:
-            self.close()
-            raise
 
-    def __enter__(self) -> Monitor:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -56,27 +51,6 @@ class Monitor:
     def close(self) -> None:
         self._socket.close()
         os.close(self._process)
-
-    def _connect(self, path: str, pid: int) -> None:
-        while True:
-            try:
-                self._socket.connect(path)
-            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
-                # Between exec and listen, or others are waiting already; the process may also end there.
-                if self._ended(0.002):
-                    raise QmpError("QEMU ended before it could be spoken to") from None
-                if self.deadline is not None and time.monotonic() > self.deadline:
-                    raise QmpError(f"QEMU has not opened {path} in time") from None
-            except OSError as error:
-                raise QmpError(f"{path}: {error.strerror or error}") from None
-            else:
-                return self._check_peer(path, pid)
-
-    def _check_peer(self, path: str, pid: int) -> None:
-        """The directory belongs to QEMU's user: who takes QEMU over could lead root to another guest's."""
-        listening = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        if listening != pid:
-            raise QmpError(f"{path} leads to process {listening} instead of QEMU, {pid}")
 
     def _ended(self, seconds: float) -> bool:
         return bool(select.select([self._process], [], [], seconds)[0])
@@ -172,6 +146,43 @@ class Monitor:
             if ready:
                 raise QmpError("QEMU ended")
         raise QmpError("QEMU has not answered in time")
+
+
+class Monitor(Conversation):
+    """One connection to one monitor of a guest."""
+
+    def __init__(self, path: str, pid: int, deadline: float | None = None) -> None:
+        """Connect to the socket at `path`, waiting until QEMU `pid` has made it; `deadline` bounds this too.
+
+        Raises QmpError when QEMU ends or the deadline passes.
+        """
+        super().__init__(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), pid, deadline)
+        try:
+            self._connect(path, pid)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, path: str, pid: int) -> None:
+        while True:
+            try:
+                self._socket.connect(path)
+            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+                # Between exec and listen, or others are waiting already; the process may also end there.
+                if self._ended(0.002):
+                    raise QmpError("QEMU ended before it could be spoken to") from None
+                if self.deadline is not None and time.monotonic() > self.deadline:
+                    raise QmpError(f"QEMU has not opened {path} in time") from None
+            except OSError as error:
+                raise QmpError(f"{path}: {error.strerror or error}") from None
+            else:
+                return self._check_peer(path, pid)
+
+    def _check_peer(self, path: str, pid: int) -> None:
+        """The directory belongs to QEMU's user: who takes QEMU over could lead root to another guest's."""
+        listening = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+        if listening != pid:
+            raise QmpError(f"{path} leads to process {listening} instead of QEMU, {pid}")
 
 
 def _description(error: object) -> str:
