@@ -68,7 +68,8 @@ def _machine(guest: Guest) -> Iterator[Option]:
         yield (["-accel"], props("tcg", split_wx="on"))
     else:
         yield (["-accel"], ["kvm"])
-    yield (["-cpu"], [",".join((cpu.model, *cpu.features))])
+    # Without enforce QEMU starts a guest that lacks what was asked for, and says so in a warning.
+    yield (["-cpu"], [",".join((cpu.model, *cpu.features, "enforce=on"))])
     shape = {"sockets": cpu.sockets, "dies": cpu.dies, "cores": cpu.cores, "threads": cpu.threads}
     yield (["-smp"], props(f"cpus={cpu.vcpus}", maxcpus=cpu.maxcpus, **shape))
     if machine.kernel:
