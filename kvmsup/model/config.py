@@ -35,10 +35,14 @@ _ALIAS = ("q35", "pc")
 
 
 class Read(NamedTuple):
-    """A guest's file that is sound, with what is legal in it but unwise."""
+    """A guest's file that is sound, with what is legal in it but unwise.
+
+    What is found later, by asking the host, is noted in `document`, which then places it beside the warnings.
+    """
 
     guest: Guest
     warnings: tuple[Diagnostic, ...]
+    document: Document
 
 
 def read_guest(name: str, file: str, content: bytes, topology: Topology | None = None) -> Read:
@@ -52,10 +56,11 @@ def read_guest(name: str, file: str, content: bytes, topology: Topology | None =
     top = Table(document, (), document.values, GUEST_KEYS[""])
     description = top.text("description", "")
     machine = _machine(_section(top, "machine"))
-    cpu = _cpu(_section(top, "cpu"))
+    cpu = _cpu(_section(top, "cpu"), machine.accel)
     placement = _placement(_section(top, "placement"), cpu, topology)
     memory = _memory(_section(top, "memory"))
-    return Read(Guest(name, description, machine, cpu, placement, memory), _warnings_or_raise(document))
+    guest = Guest(name, description, machine, cpu, placement, memory)
+    return Read(guest, _warnings_or_raise(document), document)
 
 
 def read_host(file: str, content: bytes, topology: Topology | None = None) -> Host:
@@ -115,16 +120,35 @@ def _path(table: Table, key: str) -> str:
     return value if key in table else ""
 
 
-def _cpu(table: Table) -> Cpu:
-    model = _word(table, "model", "host")
-    features = table.strings("features")
-    for feature in features:
-        if not _FEATURE.fullmatch(feature):
-            table.note("features", f'"{feature}" is not + or - and a feature', 'features = ["+pdpe1gb", "-svm"]')
+def _cpu(table: Table, accel: str) -> Cpu:
+    model = _word(table, "model", "host" if accel == "kvm" else "max")
+    if model == "host" and accel == "tcg":
+        table.note("model", "an emulated CPU is not the host's", 'model = "max" is all that QEMU emulates')
+    features = _features(table)
     vcpus = table.integer("vcpus", 1, MOST_VCPUS)
     maxcpus = table.integer("maxcpus", 1, MOST_VCPUS)
     shape = {key: table.integer(key, 1, MOST_VCPUS) for key in ("sockets", "dies", "cores", "threads")}
     return Cpu(model, features, *_topology(table, vcpus, maxcpus, shape))
+
+
+def _features(table: Table) -> tuple[str, ...]:
+    features = table.strings("features")
+    seen: dict[str, str] = {}
+    for index, feature in enumerate(table.values["features"] if features else ()):
+        path = (*table.path, "features", index)
+        if feature not in features:
+            continue  # no string, which has been noted
+        if not _FEATURE.fullmatch(feature):
+            what = f'"{feature}" is not + or - and a feature'
+            table.document.note(path, what, 'features = ["+pdpe1gb", "-svm"]')
+            continue
+        # QEMU takes an underscore for a dash (target/i386/cpu.c, feat2prop).
+        name = feature[1:].replace("_", "-")
+        if name in seen:
+            what = "is there twice" if seen[name][0] == feature[0] else f'contradicts "{seen[name]}"'
+            table.document.note(path, f'"{feature}" {what}', "leave one of them out")
+        seen[name] = feature
+    return features
 
 
 def _topology(
