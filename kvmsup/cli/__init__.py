@@ -32,6 +32,12 @@ def parser() -> argparse.ArgumentParser:
     status = verbs.add_parser("status", help="everything about one guest: threads, CPUs, memory")
     status.add_argument("guest", metavar="GUEST")
 
+    models = verbs.add_parser("cpu-models", help="the CPU models that QEMU knows, and which of them this host can run")
+    models.add_argument("name", nargs="?", metavar="MODEL", help="everything about one model")
+    models.add_argument("--usable", action="store_true", help="only those that this host can run")
+    models.add_argument("--machine", default="q35", metavar="TYPE", help="versions as with that machine type; q35")
+    models.add_argument("--accel", default="kvm", choices=("kvm", "tcg"), help="what QEMU emulates instead; kvm")
+
     console = verbs.add_parser("console", help="the guest's console; Ctrl-] leaves it")
     console.add_argument("guest", metavar="GUEST")
 
@@ -48,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # A terminal that cannot show a character gets its escape, not a traceback.
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = importlib.import_module(f"kvmsup.cli.{asked.verb}").run(asked)
+        status = importlib.import_module(f"kvmsup.cli.{asked.verb.replace('-', '_')}").run(asked)
         sys.stdout.flush()
         return int(status)
     except KvmsupError as error:

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from kvmsup.cli import show
-from kvmsup.effects import configs, sysfs
+from kvmsup.effects import configs, models, sysfs
 from kvmsup.errors import ConfigError, Diagnostic, HostError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.guest import NAME_RULE, is_name
-from kvmsup.model.table import nearest
+from kvmsup.model.table import Problem, nearest
 from kvmsup.model.topology import Topology
 
 
@@ -61,7 +61,7 @@ def _host(root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:
 
 def _guest(name: str, root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:
     if name == "-":
-        return config.read_guest("guest", "standard input", sys.stdin.buffer.read(), topology).warnings
+        return _placed(config.read_guest("guest", "standard input", sys.stdin.buffer.read(), topology), root)
     file = configs.guest_file(name)
     content = configs.read_guest(root, name)
     if content is None:
@@ -69,4 +69,18 @@ def _guest(name: str, root: str, topology: Topology | None) -> tuple[Diagnostic,
         raise KvmsupError(f"there is no guest {name}: no {file}", f"did you mean {near}?" if near else "")
     if not is_name(name):
         return (Diagnostic(file, 0, 0, f"{name!r} cannot name a guest", NAME_RULE),)
-    return config.read_guest(name, file, content, topology).warnings
+    return _placed(config.read_guest(name, file, content, topology), root)
+
+
+def _placed(read: config.Read, root: str) -> tuple[Diagnostic, ...]:
+    """The warnings of a sound file, with what this host's QEMU has to say about its CPU: not below another root."""
+    if root:
+        return read.warnings
+    try:
+        found = models.problems(read.guest)
+    except HostError as error:
+        found = [
+            Problem(("cpu", "model"), f"not compared with what this host has: {error.what}", error.hint, False, "note")
+        ]
+    read.document.problems.extend(found)
+    return tuple(read.document.diagnostics())

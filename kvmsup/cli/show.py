@@ -15,6 +15,8 @@ _COLOURS = {
     "deactivating": "33",
     "ok": "32",
     "drift": "31",
+    "usable": "32",
+    "unusable": "31",
 }
 
 

@@ -35,6 +35,11 @@ def main(name: str, root: str = "") -> int:
         run(name, pid, claim_text.from_environment(os.environ, "the environment"), root)
     except KvmsupError as error:
         journal.say(journal.ERROR, str(error))
+        if isinstance(error, QmpError):
+            # QEMU may have refused the CPU, which it says in its own words. Imported here: a good start has no need.
+            from kvmsup.entry import explain
+
+            journal.say(journal.ERROR, explain.refusal(name, root))
         return 1
     return 0
 

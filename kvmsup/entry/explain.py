@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""kvm@NAME, the template's own ExecStart=: systemd has no drop-in for this guest, and this says why."""
+"""Why a guest does not start, where QEMU or systemd cannot say it well.
+
+kvm@NAME, the template's own ExecStart=, runs main: systemd has no drop-in for this guest.
+"""
 
 from __future__ import annotations
 
@@ -28,3 +31,19 @@ def reason(name: str, root: str) -> str:
     except KvmsupError as error:
         return str(error)
     return f"systemd has not loaded {file} yet\n  hint: systemctl daemon-reload"
+
+
+def refusal(name: str, root: str) -> str:
+    """What is wrong with the guest's CPU, after a QEMU that ended at once; "" where that was not the reason."""
+    from kvmsup.effects import models  # asking costs imports that main has no use for
+
+    file = configs.guest_file(name)
+    try:
+        content = configs.read_guest(root, name)
+        if content is None:
+            return ""
+        read = config.read_guest(name, file, content)
+        read.document.problems.extend(models.problems(read.guest))
+    except KvmsupError as error:
+        return str(error)
+    return "\n".join(str(found) for found in read.document.diagnostics() if found.severity == "error")

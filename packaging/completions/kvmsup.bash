@@ -20,9 +20,10 @@ _kvmsup() {
         return
     fi
     case $verb in
-        '') words='check console list status --help --version' ;;
+        '') words='check console cpu-models list status --help --version' ;;
         check) words="$(_kvmsup_guests) --root --json --help" ;;
         console | status) words="$(_kvmsup_guests) --json --help" ;;
+        cpu-models) words='--usable --machine --accel --json --help' ;;
         list) words='--json --help' ;;
     esac
     [[ $current == -* || $verb != '' ]] || words=${words%% --*}
