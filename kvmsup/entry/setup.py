@@ -19,7 +19,8 @@ from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host, is_name
 from kvmsup.model.topology import Topology
 from kvmsup.plan import dropin, pages
-from kvmsup.plan.placement import Placement, Taken, place
+from kvmsup.plan.placement import Placement, place
+from kvmsup.plan.refusals import Taken
 from kvmsup.steps import step
 
 # How long to wait for guests that are on their way out: `systemctl stop a; systemctl start b` must just work. It is
@@ -141,19 +142,19 @@ def _take(request: Request, root: str) -> None:
         return
     others = list(standing.values())
     step("setup.place")
-    placement = place(request.guest, request.host, request.topology, others, _free(request, root))
+    placement = place(request.guest, request.host, request.topology, others, _free(request, root, others))
     if mine:
         ledger.release(root, mine, others)
     _reserve(root, _claim(request, placement), others)
 
 
-def _free(request: Request, root: str) -> dict[int, int]:
-    """Free bytes by node, with those in the pool of the guest's own page size."""
+def _free(request: Request, root: str, others: list[Claim]) -> dict[int, int]:
+    """Free bytes by node, with those in the pool of the guest's own page size that nobody else was promised."""
     free = sysfs.free_memory(root, request.topology.nodes)
     page_size = request.guest.memory.page_size
-    if page_size:
-        for node in free:
-            free[node] += hugepages.pool(root, node, page_size).free * page_size
+    for node in free if page_size else ():
+        promised = hugepages.promised(root, node, page_size, others)
+        free[node] += max(0, hugepages.pool(root, node, page_size).free - promised) * page_size
     return free
 
 
@@ -165,6 +166,7 @@ def _claim(request: Request, placement: Placement) -> Claim:
         held=False,
         dedicated=guest.placement.dedicated,
         vcpu=placement.vcpu,
+        idle=placement.idle,
         emulator=placement.emulator,
         scheduler=f"{scheduler.policy}:{scheduler.priority}" if scheduler else "",
         nodes=placement.nodes,

@@ -28,6 +28,7 @@ class Claim(NamedTuple):
     held: bool
     dedicated: bool
     vcpu: tuple[frozenset[int], ...]  # host CPUs by vCPU index, maxcpus long
+    idle: frozenset[int]  # siblings of its vCPUs' CPUs that nobody may use, itself included
     emulator: frozenset[int]
     scheduler: str  # "" | fifo:10 | rr:10
     nodes: frozenset[int]  # where its memory is; empty: anywhere
@@ -42,7 +43,7 @@ class Claim(NamedTuple):
     @property
     def own_cpus(self) -> frozenset[int]:
         """The CPUs that nobody else may use."""
-        return frozenset().union(*self.vcpu) if self.dedicated else frozenset()
+        return self.idle.union(*self.vcpu) if self.dedicated else frozenset()
 
 
 def render(claim: Claim) -> str:
@@ -53,6 +54,7 @@ def render(claim: Claim) -> str:
         "PLACEMENT": "dedicated" if claim.dedicated else "shared",
         "VCPUS": str(claim.vcpus),
         "VCPU_CPUS": " ".join(map(cpulist.render, claim.vcpu)),
+        "IDLE_CPUS": cpulist.render(claim.idle),
         "EMULATOR_CPUS": cpulist.render(claim.emulator),
         "SCHEDULER": claim.scheduler,
         "NODES": cpulist.render(claim.nodes),
@@ -82,6 +84,7 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             held=variables["KVMSUP_STATE"] == "held",
             dedicated=variables["KVMSUP_PLACEMENT"] == "dedicated",
             vcpu=tuple(map(cpulist.parse, variables["KVMSUP_VCPU_CPUS"].split())),
+            idle=cpulist.parse(variables.get("KVMSUP_IDLE_CPUS", "")),
             emulator=cpulist.parse(variables["KVMSUP_EMULATOR_CPUS"]),
             scheduler=variables["KVMSUP_SCHEDULER"],
             nodes=cpulist.parse(variables["KVMSUP_NODES"]),

@@ -6,9 +6,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from kvmsup import cpulist, sizes
+from kvmsup import sizes
 from kvmsup.errors import ConfigError, Diagnostic
-from kvmsup.model.guest import Cpu, Guest, Host, Machine, Memory, Scheduler, Wishes
+from kvmsup.model import wishes
+from kvmsup.model.guest import Cpu, Guest, Host, Machine, Memory
 from kvmsup.model.table import Document, Table
 from kvmsup.model.topology import Topology
 
@@ -17,7 +18,7 @@ GUEST_KEYS = {
     "": ("description", "machine", "cpu", "placement", "memory"),
     "machine": ("type", "accel", "kernel", "initrd", "cmdline"),
     "cpu": ("model", "features", "vcpus", "maxcpus", "sockets", "dies", "cores", "threads"),
-    "placement": ("cpus", "nodes", "emulator", "scheduler", "vcpu"),
+    "placement": ("cpus", "smt", "nodes", "emulator", "scheduler", "vcpu"),
     "memory": ("size", "hugepages", "lock", "ksm"),
 }
 HOST_KEYS = {
@@ -30,7 +31,6 @@ HOST_KEYS = {
 MOST_VCPUS = 4096
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FEATURE = re.compile(r"[+-][A-Za-z0-9][A-Za-z0-9_.-]*")
-_SCHEDULER = re.compile(r"(fifo|rr):([1-9][0-9]?)")
 _ALIAS = ("q35", "pc")
 
 
@@ -57,7 +57,10 @@ def read_guest(name: str, file: str, content: bytes, topology: Topology | None =
     description = top.text("description", "")
     machine = _machine(_section(top, "machine"))
     cpu = _cpu(_section(top, "cpu"), machine.accel)
-    placement = _placement(_section(top, "placement"), cpu, topology)
+    placement = wishes.read(_section(top, "placement"), cpu, topology)
+    if cpu.threads > 1 and not placement.dedicated:
+        what = "the guest sees SMT siblings, but vCPUs on shared CPUs are none"
+        _section(top, "cpu").note("threads", what, 'threads = 1, or cpus = "dedicated"', severity="warning")
     memory = _memory(_section(top, "memory"))
     guest = Guest(name, description, machine, cpu, placement, memory)
     return Read(guest, _warnings_or_raise(document), document)
@@ -73,7 +76,7 @@ def read_host(file: str, content: bytes, topology: Topology | None = None) -> Ho
     cpu = top.table("cpu", HOST_KEYS["cpu"])
     housekeeping = cpu.cpus("housekeeping", '"0-1"')
     if topology and housekeeping:
-        _on_host(cpu, "housekeeping", housekeeping, topology)
+        wishes.check_on_host(cpu, "housekeeping", housekeeping, topology)
     ksm = top.table("ksm", HOST_KEYS["ksm"]).choice("policy", ("always", "never"), "always")
     _warnings_or_raise(document)
     return Host(housekeeping, ksm)
@@ -163,92 +166,22 @@ def _topology(
     total = maxcpus or (others * shape["cores"] if shape["cores"] else max(vcpus or 1, others))
     cores = shape["cores"] or max(1, total // others)
     vcpus = vcpus or total
-    written = f"{sockets} sockets × {dies} dies × {cores} cores × {threads} threads"
+    written = f"sockets {sockets} × dies {dies} × cores {cores} × threads {threads}"
     key = next((key for key in ("maxcpus", "cores", "threads", "sockets", "dies") if key in table), "")
     if total > MOST_VCPUS:
         table.note(key, f"{written} is more than QEMU has", f"{MOST_VCPUS} at the most")
         return 1, 1, 1, 1, 1, 1
-    if others * cores != total:
+    if others * cores == total:
+        if vcpus > total:
+            hint = f"vcpus = {total}, or a larger topology"
+            table.note("vcpus", f"{vcpus} vCPUs do not fit {written} = {total}", hint)
+    elif maxcpus or shape["cores"]:
         hint = f"maxcpus = {others * cores}, or leave out what should follow from the rest"
         table.note(key, f"{written} = {others * cores}, but maxcpus = {total}", hint)
-    elif vcpus > total:
-        hint = f"vcpus = {total}, or a larger topology"
-        table.note("vcpus", f"{vcpus} vCPUs do not fit {written} = {total}", hint)
+    else:
+        fits = f"vcpus = {others * cores} or {others * (cores + 1)}, or maxcpus = {others * (cores + 1)} beside it"
+        table.note("vcpus", f"{vcpus} vCPUs do not fill cores: {written} = {others * cores}", fits)
     return vcpus, total, sockets, dies, cores, threads
-
-
-def _placement(table: Table, cpu: Cpu, topology: Topology | None) -> Wishes:
-    dedicated = table.choice("cpus", ("shared", "dedicated"), "shared") == "dedicated"
-    nodes = table.cpus("nodes", '"0"')
-    if nodes and topology and not nodes <= topology.nodes:
-        missing, there = cpulist.render(nodes - topology.nodes), cpulist.render(topology.nodes)
-        table.note("nodes", f"this host has no node {missing}", f"its nodes: {there}")
-    emulator = table.cpus("emulator", '"0-1"')
-    if emulator and topology:
-        _on_host(table, "emulator", emulator, topology)
-    scheduler = _scheduler(table)
-    if scheduler and not dedicated:
-        what = "a real-time vCPU on shared CPUs would starve whatever else runs there"
-        table.note("scheduler", what, 'add cpus = "dedicated", or leave scheduler out', at_key=True)
-    vcpu = _pins(table, cpu, dedicated, topology) if "vcpu" in table else ()
-    return Wishes(dedicated, nodes, emulator, scheduler, vcpu)
-
-
-def _scheduler(table: Table) -> Scheduler | None:
-    text = table.text("scheduler", "", '"fifo:10"')
-    if not text:
-        return None
-    valid = _SCHEDULER.fullmatch(text)
-    if not valid:
-        table.note("scheduler", f'"{text}" is not a policy and its priority', '"fifo:10" or "rr:10", from 1 to 99')
-        return None
-    return Scheduler(valid[1], int(valid[2]))
-
-
-def _pins(table: Table, cpu: Cpu, dedicated: bool, topology: Topology | None) -> tuple[frozenset[int], ...]:
-    """Host CPUs by vCPU index. A list per vCPU on shared CPUs, exactly one CPU of its own on dedicated ones."""
-    written = table.table("vcpu", ())
-    indexes = {str(index): index for index in range(cpu.maxcpus)}
-    pins: dict[int, frozenset[int]] = {}
-    taken: dict[int, str] = {}
-    for key in written:
-        if key not in indexes:
-            span = "0" if cpu.maxcpus == 1 else f"0 to {cpu.maxcpus - 1}"
-            written.note(key, "no such vCPU", f"this guest has vCPU {span}", at_key=True)
-            continue
-        cpus = written.cpus(key, '"2"')
-        if cpus:
-            if topology:
-                _on_host(written, key, cpus, topology)
-            if dedicated:
-                _own_cpu(written, key, cpus, taken)
-            pins[indexes[key]] = cpus
-    missing = [key for key in indexes if key not in written]
-    if missing and not any(problem.severity == "error" for problem in table.document.problems):
-        count = "every vCPU, up to maxcpus, needs its CPUs here"
-        table.note("vcpu", f"vCPU {cpulist.render(map(int, missing))} has none: {count}", f'{missing[0]} = "…"')
-    return tuple(pins.get(index, frozenset()) for index in range(cpu.maxcpus))
-
-
-def _own_cpu(table: Table, key: str, cpus: frozenset[int], taken: dict[int, str]) -> None:
-    if len(cpus) > 1:
-        what = f"{cpulist.render(cpus)} are {len(cpus)} CPUs; a dedicated vCPU has one of its own"
-        table.note(key, what, f'{key} = "{min(cpus)}", or cpus = "shared"')
-    for number in cpus:
-        other = taken.setdefault(number, key)
-        if other != key:
-            table.note(key, f"CPU {number} is vCPU {other}'s already", "each dedicated vCPU needs a CPU of its own")
-
-
-def _on_host(table: Table, key: str, cpus: frozenset[int], topology: Topology) -> None:
-    missing = cpus - topology.present
-    offline = cpus & topology.present - topology.online
-    if missing:
-        hint = f"its CPUs: {cpulist.render(topology.online)}"
-        table.note(key, f"this host has no CPU {cpulist.render(missing)}", hint)
-    elif offline:
-        hint = f"echo 1 > /sys/devices/system/cpu/cpu{min(offline)}/online"
-        table.note(key, f"CPU {cpulist.render(offline)} is offline", hint)
 
 
 def _memory(table: Table) -> Memory:

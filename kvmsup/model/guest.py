@@ -53,6 +53,7 @@ class Wishes(NamedTuple):
     nodes: frozenset[int] | None  # host nodes
     emulator: frozenset[int] | None  # host CPUs of every thread that is not a vCPU
     scheduler: Scheduler | None
+    smt: str  # prefer | require | isolate: what becomes of the siblings of dedicated CPUs
     vcpu: tuple[frozenset[int], ...]  # host CPUs by vCPU index; empty, or maxcpus long
 
 

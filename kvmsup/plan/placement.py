@@ -14,185 +14,207 @@ from kvmsup.errors import Refusal
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host
 from kvmsup.model.topology import Topology
-
-
-class Taken(Refusal):
-    """Refused because of other guests: `holders` names them, so that setup can wait for those that are leaving."""
-
-    def __init__(self, what: str, hint: str, holders: Sequence[str]) -> None:
-        super().__init__(what, hint)
-        self.holders = tuple(holders)
+from kvmsup.plan import packing, refusals
+from kvmsup.plan.refusals import Taken
+from kvmsup.plan.scene import OWNED, Scene, around
 
 
 class Placement(NamedTuple):
-    """Host CPUs by vCPU index (maxcpus of them), those of every other thread, and the nodes of the memory."""
+    """Host CPUs by vCPU index (maxcpus of them), those of every other thread, and the nodes of the memory.
+
+    `why` says in sentences how that came about.
+    """
 
     vcpu: tuple[frozenset[int], ...]
+    idle: frozenset[int]  # siblings that are kept free
     emulator: frozenset[int]
     nodes: frozenset[int]  # empty: memory is not bound
+    why: tuple[str, ...]
 
 
 def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim], free: Mapping[int, int]) -> Placement:
     """Decide where `guest` goes beside the guests of `claims`.
 
-    `free` is the memory that is free on each node, in bytes, hugepages included.
+    `free` is the memory that is free on each node, in bytes, hugepages of the guest's size included.
 
     Raises Refusal, or Taken where other guests are the reason.
     """
-    housekeeping = (host.housekeeping or topology.housekeeping()) & topology.online
-    taken = {cpu: claim.guest for claim in claims for cpu in claim.own_cpus}
-    if guest.placement.dedicated:
-        # Where another guest's emulator was put, outside housekeeping, nobody can be alone.
-        taken |= {cpu: claim.guest for claim in claims for cpu in claim.emulator - housekeeping}
-    emulator = _emulator(guest, housekeeping, topology, taken)
+    scene = around(guest, host, topology, claims, free)
+    why: list[str] = []
     if guest.placement.vcpu:
-        vcpu = _chosen_by_user(guest, topology, housekeeping, taken)
+        vcpu = _chosen_by_user(guest, scene, why)
     elif guest.placement.dedicated:
-        vcpu = _dedicated(guest, topology, housekeeping | _only_cpus(claims, taken), taken)
+        vcpu = _dedicated(guest, scene, why)
     else:
-        vcpu = _shared(guest, topology, taken)
-    _check_nobody_is_stranded(guest, vcpu, claims, taken)
-    _check_real_time(guest, frozenset().union(*vcpu) & emulator)
-    return Placement(vcpu, emulator, _memory_nodes(guest, topology, frozenset().union(*vcpu), free))
+        vcpu = _shared(guest, scene, why)
+    cpus = frozenset().union(*vcpu)
+    idle = _idle(guest, scene, cpus, why)
+    _check_nobody_is_stranded(guest, scene, cpus | idle)
+    emulator = _emulator(guest, scene, cpus, why)
+    return Placement(vcpu, idle, emulator, _memory_nodes(guest, scene, cpus, why), tuple(why))
 
 
-def _held(cpus: Iterable[int], taken: Mapping[int, str]) -> str:
-    """`CPU 2 is dedicated to guest web, CPU 4-5 to guest db`."""
-    by_guest: dict[str, list[int]] = {}
-    for cpu in sorted(cpus):
-        by_guest.setdefault(taken[cpu], []).append(cpu)
-    told = [f"CPU {cpulist.render(cpus)} to guest {name}" for name, cpus in by_guest.items()]
-    verb = "are" if len(next(iter(by_guest.values()), ())) > 1 else "is"
-    return ", ".join(told).replace(" to guest", f" {verb} dedicated to guest", 1)
-
-
-def _refuse_taken(asked: str, cpus: frozenset[int], taken: Mapping[int, str], hint: str) -> None:
-    clash = {cpu: taken[cpu] for cpu in sorted(cpus) if cpu in taken}
-    if clash:
-        raise Taken(f"{asked}: {_held(clash, clash)}", hint, sorted(set(clash.values())))
-
-
-def _emulator(
-    guest: Guest, housekeeping: frozenset[int], topology: Topology, taken: Mapping[int, str]
-) -> frozenset[int]:
-    wished = guest.placement.emulator
-    if wished is None:
-        free = housekeeping - frozenset(taken)
-        return free or topology.online - frozenset(taken) or housekeeping
-    _refuse_taken("placement.emulator", wished, taken, "choose other CPUs, or stop that guest")
-    return wished
-
-
-def _chosen_by_user(
-    guest: Guest, topology: Topology, housekeeping: frozenset[int], taken: Mapping[int, str]
-) -> tuple[frozenset[int], ...]:
+def _chosen_by_user(guest: Guest, scene: Scene, why: list[str]) -> tuple[frozenset[int], ...]:
     cpus = frozenset().union(*guest.placement.vcpu)
-    _refuse_taken("placement.vcpu", cpus, taken, "choose other CPUs, or stop that guest")
-    if guest.placement.dedicated and cpus & housekeeping:
-        kept = cpulist.render(cpus & housekeeping)
+    refusals.check_free("placement.vcpu", cpus, scene.holders)
+    if guest.placement.dedicated and cpus & scene.housekeeping:
+        kept = cpulist.render(cpus & scene.housekeeping)
         what = f"placement.vcpu: CPU {kept} is for housekeeping, which no guest may own"
         raise Refusal(what, "choose other CPUs, or set cpu.housekeeping in /etc/kvmsup.toml")
-    outside = cpus - topology.cpus_of(guest.placement.nodes or topology.nodes)
+    outside = cpus - scene.topology.cpus_of(guest.placement.nodes or scene.topology.nodes)
     if outside:
-        what = f"placement.vcpu: CPU {cpulist.render(outside)} is not on node {_nodes_told(guest)}"
+        node = cpulist.render(guest.placement.nodes or ())
+        what = f"placement.vcpu: CPU {cpulist.render(outside)} is not on node {node}"
         raise Refusal(what, "make placement.nodes and placement.vcpu agree")
+    why.append(f"CPU {cpulist.render(cpus)}: chosen in [placement.vcpu]")
     return guest.placement.vcpu
 
 
-def _only_cpus(claims: Sequence[Claim], taken: Mapping[int, str]) -> frozenset[int]:
-    """The CPUs that are the last one of a shared guest's vCPU."""
-    left = (cpus - taken.keys() for claim in claims if not claim.dedicated for cpus in claim.vcpu)
-    return frozenset().union(*(cpus for cpus in left if len(cpus) == 1))
+def _idle(guest: Guest, scene: Scene, cpus: frozenset[int], why: list[str]) -> frozenset[int]:
+    """The siblings that smt = "isolate" keeps free, which must be anybody's to give."""
+    if not guest.placement.dedicated or guest.placement.smt != packing.ISOLATE:
+        return frozenset()
+    idle = frozenset().union(*(scene.topology.siblings(cpu) for cpu in cpus)) - cpus
+    told = 'smt = "isolate": the siblings of its CPUs'
+    refusals.check_free(told, idle, scene.holders)
+    if idle & scene.housekeeping:
+        what = f"{told}: CPU {cpulist.render(idle & scene.housekeeping)} is for housekeeping"
+        raise Refusal(what, "choose other CPUs, or set cpu.housekeeping in /etc/kvmsup.toml")
+    if idle:
+        why.append(f"CPU {cpulist.render(idle)} stays idle, as the siblings of its CPUs")
+    return idle
 
 
-def _check_nobody_is_stranded(
-    guest: Guest, vcpu: Sequence[frozenset[int]], claims: Sequence[Claim], taken: Mapping[int, str]
-) -> None:
-    """A vCPU of a shared guest must keep a CPU that is nobody's own."""
-    if not guest.placement.dedicated:
-        return
-    owned = frozenset().union(*vcpu) | taken.keys()
-    stranded = sorted({claim.guest for claim in claims if not claim.dedicated for cpus in claim.vcpu if cpus <= owned})
-    if stranded:
-        cpus = cpulist.render(frozenset().union(*vcpu))
-        what = f"CPU {cpus} would be taken from shared guest {' and '.join(stranded)}, which has no other for a vCPU"
-        raise Taken(what, "choose other CPUs, or stop that guest", stranded)
-
-
-def _check_real_time(guest: Guest, both: frozenset[int]) -> None:
-    if guest.placement.scheduler and both:
-        what = f"placement.emulator: CPU {cpulist.render(both)} is a real-time vCPU's, which would starve QEMU there"
-        raise Refusal(what, "choose other CPUs for the emulator, or leave placement.scheduler out")
-
-
-def _nodes_told(guest: Guest) -> str:
-    return cpulist.render(guest.placement.nodes or ())
-
-
-def _shared(guest: Guest, topology: Topology, taken: Mapping[int, str]) -> tuple[frozenset[int], ...]:
+def _shared(guest: Guest, scene: Scene, why: list[str]) -> tuple[frozenset[int], ...]:
     """Every vCPU may run on every CPU that is nobody's; the scheduler does not balance isolated ones."""
+    topology = scene.topology
     cpus = topology.cpus_of(guest.placement.nodes or topology.nodes) - topology.isolated
-    free = cpus - frozenset(taken)
+    free = cpus.difference(scene.holders)
     if not free:
-        holders = {cpu: taken[cpu] for cpu in cpus if cpu in taken}
-        where = f" of node {_nodes_told(guest)}" if guest.placement.nodes else ""
-        what = f"no CPU{where} is left for shared guests: {_held(holders, holders) or 'all are isolated'}"
-        if not holders:
-            raise Refusal(what, "choose other nodes, or the CPUs in [placement.vcpu]")
-        raise Taken(what, "stop a dedicated guest, or choose other nodes", sorted(set(holders.values())))
+        raise refusals.nothing_shared(guest, {cpu: scene.holders[cpu] for cpu in cpus})
+    where = f" of node {cpulist.render(guest.placement.nodes)}" if guest.placement.nodes else ""
+    isolated = " and isolcpus= does not name" if topology.isolated else ""
+    why.append(f"CPU {cpulist.render(free)}: shared, so every CPU{where} that nobody owns{isolated}")
     return (free,) * guest.cpu.maxcpus
 
 
-def _dedicated(
-    guest: Guest, topology: Topology, kept: frozenset[int], taken: Mapping[int, str]
-) -> tuple[frozenset[int], ...]:
-    """One CPU a vCPU, all on one node: the fullest one that still fits, whole cores first."""
-    allowed = topology.cpus_of(guest.placement.nodes or topology.nodes) - kept
-    free = allowed - frozenset(taken)
-    by_node = {node: free & topology.cpus_of([node]) for node in sorted(topology.nodes)}
-    fitting = [node for node, cpus in by_node.items() if len(cpus) >= guest.cpu.maxcpus]
-    if not fitting:
-        raise _too_few(guest, by_node, {cpu: taken[cpu] for cpu in allowed if cpu in taken})
-    node = min(fitting, key=lambda node: len(by_node[node]))
-    chosen = _whole_cores_first(by_node[node], topology)[: guest.cpu.maxcpus]
-    return tuple(frozenset((cpu,)) for cpu in chosen)
+def _dedicated(guest: Guest, scene: Scene, why: list[str]) -> tuple[frozenset[int], ...]:
+    """One CPU a vCPU, where packing finds the best place."""
+    topology = scene.topology
+    demand = packing.Demand(guest.cpu.maxcpus, guest.cpu.threads, guest.placement.smt)
+    allowed = topology.cpus_of(guest.placement.nodes or topology.nodes) - scene.housekeeping
+    refusals.check_siblings(demand, topology, allowed)
+    cores = packing.cores(topology, allowed.difference(scene.holders, scene.kept), demand)
+    roomy = frozenset(node for node in topology.nodes if scene.free.get(node, 0) >= guest.memory.size)
+    fit = packing.fit(cores, demand, topology, roomy)
+    # Hugepages are reserved on one node.
+    if fit is None or (guest.pages and len(fit.nodes) > 1):
+        raise refusals.too_few(guest, scene, cores)
+    why += _reasons(fit, cores, topology)
+    return tuple(frozenset((cpu,)) for cpu in fit.cpus)
 
 
-def _whole_cores_first(free: frozenset[int], topology: Topology) -> list[int]:
-    """The free CPUs, sibling beside sibling, cores that are free as a whole before those that are not."""
-    cores = [sorted(core & free) for core in topology.cores() if core & free]
-    cores.sort(key=lambda core: topology.siblings(core[0]) != frozenset(core))
-    return [cpu for core in cores for cpu in core]
+def _reasons(fit: packing.Fit, cores: Sequence[packing.Core], topology: Topology) -> list[str]:
+    """Why these CPUs and no others, for `kvmsup plan`."""
+    cpus = frozenset(fit.cpus)
+    where = f"CPU {cpulist.render(cpus)} on node {cpulist.render(fit.nodes)}"
+    rooms = {node: packing.room(there) for node, there in packing.by(cores, lambda core: core.node).items()}
+    others = ", ".join(f"{count} on node {node}" for node, count in sorted(rooms.items()))
+    if len(fit.nodes) > 1:
+        why = [f"{where}: no single node has room for all ({others}), and these are the closest"]
+    elif len(rooms) > 1:
+        why = [f"{where}: the best fit (room for vCPUs: {others})"]
+    else:
+        why = [f"{where}: the only node with room"]
+    whole = [core for core in topology.cores() if core & cpus and core <= cpus and len(core) > 1]
+    if whole:
+        why.append(f"SMT siblings together: {' '.join(map(cpulist.render, whole))}")
+    if cpus <= topology.isolated:
+        why.append("isolated by isolcpus=, and so for dedicated guests first")
+    kinds = sorted({topology.cpus[cpu].kind for cpu in cpus} - {""})
+    if kinds:
+        why.append(f"cores of the kind {' and '.join(kinds)}")
+    return why
 
 
-def _too_few(guest: Guest, by_node: Mapping[int, frozenset[int]], holders: Mapping[int, str]) -> Refusal:
-    wanted = guest.cpu.maxcpus
-    left = ", ".join(
-        f"{len(cpus)} on node {node}{f' (CPU {cpulist.render(cpus)})' if cpus else ''}"
-        for node, cpus in by_node.items()
-        if not guest.placement.nodes or node in guest.placement.nodes
-    )
-    what = f"{wanted} dedicated CPU{'s' if wanted > 1 else ''} on one node: free are {left}"
-    hint = "ask for fewer vCPUs, choose the CPUs in [placement.vcpu], or stop a guest that holds some"
-    if not holders:
-        return Refusal(what, hint)
-    return Taken(f"{what}; {_held(holders, holders)}", hint, sorted(set(holders.values())))
+def _check_nobody_is_stranded(guest: Guest, scene: Scene, cpus: frozenset[int]) -> None:
+    """A vCPU of a shared guest must keep a CPU that is nobody's own."""
+    if not guest.placement.dedicated:
+        return
+    owned = cpus.union(cpu for cpu, holder in scene.holders.items() if holder.how == OWNED)
+    shared = (claim for claim in scene.claims if not claim.dedicated)
+    stranded = sorted({claim.guest for claim in shared for one in set(claim.vcpu) if one <= owned})
+    if stranded:
+        names = " and ".join(stranded)
+        what = f"CPU {cpulist.render(cpus)} would be taken from shared guest {names}, which has no other for a vCPU"
+        raise Taken(what, "choose other CPUs, or stop that guest", stranded)
 
 
-def _memory_nodes(guest: Guest, topology: Topology, cpus: frozenset[int], free: Mapping[int, int]) -> frozenset[int]:
+def _emulator(guest: Guest, scene: Scene, cpus: frozenset[int], why: list[str]) -> frozenset[int]:
+    """Housekeeping CPUs, of the guest's own nodes where there are such: never one that somebody owns."""
+    wished = guest.placement.emulator
+    topology = scene.topology
+    if wished is not None:
+        refusals.check_free("placement.emulator", wished, scene.holders)
+        refusals.check_real_time(guest, cpus & wished)
+        return wished
+    free = scene.housekeeping.difference(scene.holders, cpus if guest.placement.dedicated else ())
+    free = free or topology.online.difference(scene.holders, cpus if guest.placement.dedicated else ())
+    if not free:
+        raise refusals.nothing_for_emulator(scene.holders)
+    near = free & topology.cpus_of(topology.nodes_of(cpus))
+    if near:
+        why.append(f"emulator on CPU {cpulist.render(near)}: housekeeping of its node")
+    else:
+        nodes = cpulist.render(topology.nodes_of(cpus))
+        lack = f"cpu.housekeeping in /etc/kvmsup.toml names no CPU of node {nodes}"
+        why.append(f"emulator on CPU {cpulist.render(free)}, of another node: {lack}")
+    return near or free
+
+
+def _memory_nodes(guest: Guest, scene: Scene, cpus: frozenset[int], why: list[str]) -> frozenset[int]:
     """The nodes that the memory is bound to. Hugepages are reserved on one node, so there it is always one."""
     if not guest.bound:
         return frozenset()
-    nodes = topology.nodes_of(cpus) & (guest.placement.nodes or topology.nodes)
-    if not guest.memory.page_size or len(nodes) == 1:
-        return nodes
-    if guest.placement.dedicated:
+    allowed = guest.placement.nodes or scene.topology.nodes
+    nodes = scene.topology.nodes_of(cpus) & allowed
+    if guest.pages:
+        nodes = frozenset((_one_node(guest, scene, nodes),))
+    elif _free_on(nodes, scene) < guest.memory.size:
+        nodes = _with_closest(guest, scene, nodes, allowed)
+    free = f"{sizes.render(_free_on(nodes, scene) >> 20 << 20)} free"
+    why.append(f"memory on node {cpulist.render(nodes)} ({free})")
+    return nodes
+
+
+def _free_on(nodes: Iterable[int], scene: Scene) -> int:
+    return sum(scene.free.get(node, 0) for node in nodes)
+
+
+def _one_node(guest: Guest, scene: Scene, nodes: frozenset[int]) -> int:
+    if len(nodes) > 1 and guest.placement.dedicated:
         what = f"its CPUs are on nodes {cpulist.render(nodes)}, but hugepages are reserved on one node"
         raise Refusal(what, "choose CPUs of one node, or leave memory.hugepages out")
-    roomiest = max(sorted(nodes), key=lambda node: free.get(node, 0))
-    if free.get(roomiest, 0) < guest.memory.size:
-        most = sizes.render(free.get(roomiest, 0) >> 20 << 20)
-        raise Refusal(
-            f"memory.size = {sizes.render(guest.memory.size)}: the most on one node is {most}, on {roomiest}"
-        )
-    return frozenset((roomiest,))
+    if len(nodes) == 1:
+        return min(nodes)  # if the pages do not come there, setup says what holds them
+    roomiest = max(sorted(nodes), key=lambda node: scene.free.get(node, 0))
+    if _free_on((roomiest,), scene) < guest.memory.size:
+        raise refusals.too_little(guest, nodes, scene.free)
+    return roomiest
+
+
+def _with_closest(guest: Guest, scene: Scene, nodes: frozenset[int], allowed: frozenset[int]) -> frozenset[int]:
+    """`nodes` and the closest others until the memory fits; `nodes` alone where it fits nowhere.
+
+    Ordinary pages are not reserved, so that is no reason to refuse: others may give memory back, or be swapped out.
+    """
+    near = sorted(
+        (node for node in allowed - nodes if scene.topology.memory.get(node, 0)),
+        key=lambda node: (min(scene.topology.distance(own, node) for own in nodes), node),
+    )
+    found = set(nodes)
+    for node in near:
+        found.add(node)
+        if _free_on(found, scene) >= guest.memory.size:
+            return frozenset(found)
+    return nodes

@@ -59,7 +59,7 @@ def test_dedicated_guests_fill_the_host_and_the_next_is_refused(host: Host) -> N
     assert sorted(owned) == ["2 3", "4 5", "6 7"]
     refused = next(name for name in texts if name not in up)
     said = guests.said(host, refused)
-    assert "2 dedicated CPUs on one node: free are 0 on node 0, 0 on node 1; CPU 2-3" in said
+    assert "2 dedicated CPUs: there is room for 0 on node 0, 0 on node 1; CPU 2-3" in said
     for name in up:
         guests.kill(host, name)
     assert guests.leftovers(host) == []

@@ -55,19 +55,22 @@ def guest(
     size: int = 1 << 30,
     page_size: int = 0,
     ksm: bool = False,
+    smt: str = "prefer",
+    threads: int = 1,
 ) -> Guest:
     wishes = Wishes(
         dedicated,
         cpulist.parse(nodes) or None,
         cpulist.parse(emulator) or None,
         None,
+        smt,
         tuple(map(cpulist.parse, vcpu)),
     )
     return Guest(
         name,
         "",
         Machine("pc-q35-7.2", "kvm", "", "", ""),
-        Cpu("host", (), vcpus, vcpus, 1, 1, vcpus, 1),
+        Cpu("host", (), vcpus, vcpus, 1, 1, vcpus // threads, threads),
         wishes,
         Memory(size, page_size, False, ksm),
     )
@@ -79,6 +82,7 @@ def claim(
     *,
     dedicated: bool = True,
     held: bool = True,
+    idle: str = "",
     emulator: str = "0",
     scheduler: str = "",
     nodes: str = "0",
@@ -94,6 +98,7 @@ def claim(
         held=held,
         dedicated=dedicated,
         vcpu=cpus,
+        idle=cpulist.parse(idle),
         emulator=cpulist.parse(emulator),
         scheduler=scheduler,
         nodes=cpulist.parse(nodes),

@@ -34,6 +34,49 @@ def test_guest_file(case: dict[str, Any]) -> None:
     assert all(char.isprintable() or char == "\n" for char in found)
 
 
+# Four cores of two siblings, 0,4 1,5 2,6 3,7, of which the last is isolated.
+SIBLINGS = synthetic(2, 2, 2)._replace(isolated=frozenset((3, 7)))
+PINNED = b"""[machine]
+type = "pc-q35-7.2"
+[memory]
+size = "1G"
+[cpu]
+vcpus = 2
+%s
+[placement]
+%s
+[placement.vcpu]
+0 = "%s"
+1 = "%s"
+"""
+
+
+@pytest.mark.parametrize(
+    ("threads", "wish", "pins", "expected"),
+    [
+        (1, 'cpus = "dedicated"', ("1", "2"), None),
+        (2, 'cpus = "dedicated"', ("1", "5"), None),
+        (2, 'cpus = "dedicated"', ("1", "2"), 'threads = 2, but CPU 2 is no SMT sibling of vCPU 0\'s CPU 1\n1 its core: 1,5'),
+        (1, 'cpus = "dedicated"\nsmt = "isolate"', ("1", "2"), None),
+        (1, 'cpus = "dedicated"\nsmt = "isolate"', ("1", "5"), "CPU 5 is on vCPU 0's core"),
+        (1, 'cpus = "dedicated"\nsmt = "require"', ("1", "5"), None),
+        (1, 'cpus = "dedicated"\nsmt = "require"', ("1", "6"), "CPU 5, its SMT sibling, is not the guest's"),
+        (1, "", ("1-2", "3"), None),
+        (1, "", ("2-3", "1"), "CPU 3 is isolated by isolcpus=, where the kernel does not spread threads"),
+        (1, 'emulator = "3,7"', ("1", "2"), "CPU 3,7 is isolated by isolcpus=, where the kernel does not spread threads"),
+    ],
+)  # fmt: skip
+def test_pins_on_this_host(threads: int, wish: str, pins: tuple[str, str], expected: str | None) -> None:
+    text = PINNED.decode() % (f"threads = {threads}", wish, *pins)
+    found = said(text.encode(), SIBLINGS)
+    if expected is None:
+        assert found == ""
+    else:
+        what, _, hint = expected.partition("\n1 ")
+        assert f": {what}\n" in found
+        assert f"  hint: {hint}" in found
+
+
 @pytest.mark.parametrize("case", CASES["host"], ids=lambda case: case["name"])
 def test_host_file(case: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:

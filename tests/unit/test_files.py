@@ -208,7 +208,7 @@ def test_claim_is_what_systemd_reads_too(tmp_path: Path) -> None:
 
 
 # What only systemd reads, and what older claims lack.
-OPTIONAL = ("KVMSUP_HOST_NODES", "KVMSUP_LOADED")
+OPTIONAL = ("KVMSUP_HOST_NODES", "KVMSUP_LOADED", "KVMSUP_IDLE_CPUS")
 LINES = claim_text.render(FULL).splitlines()
 
 

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmsup import cpulist
@@ -14,16 +16,17 @@ from kvmsup.errors import Refusal
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host
 from kvmsup.model.topology import Topology
-from kvmsup.plan.placement import Placement, Taken, place
+from kvmsup.plan.placement import Placement, place
+from kvmsup.plan.refusals import Taken
 from tests.unit.hosts import HOST, Cpus, claim, guest, host, topology
 
 
 @st.composite
 def topologies(draw: st.DrawFn) -> Topology:
-    nodes, cores, threads = draw(st.integers(1, 3)), draw(st.integers(1, 4)), draw(st.integers(1, 2))
+    nodes, cores, threads = draw(st.sampled_from([(1, 4, 2), (2, 2, 2), (2, 3, 1), (3, 2, 2), (3, 1, 1), (2, 1, 4)]))
     everything = range(nodes * cores * threads)
     offline = draw(st.sets(st.sampled_from(everything), max_size=2)) - {0}
-    isolated = draw(st.sets(st.sampled_from(everything), max_size=3))
+    isolated = draw(st.sets(st.sampled_from(everything), max_size=3)) if draw(_RARELY) else ()
     return topology(nodes, cores, threads, offline=offline, isolated=isolated)
 
 
@@ -34,21 +37,24 @@ def arrivals(draw: st.DrawFn) -> tuple[Topology, Host, list[Guest]]:
     numbers = st.sampled_from(sorted(found.online))
     kept = draw(st.sets(numbers, max_size=2))
     guests = []
-    for index in range(draw(st.integers(1, 8))):
-        vcpus = draw(st.integers(1, 4))
+    for index in range(draw(st.integers(1, 7))):
+        threads = draw(st.sampled_from([1, 1, 2]))
+        vcpus = threads * draw(st.integers(1, 4 // threads))
         dedicated = draw(st.booleans())
-        nodes = draw(st.sampled_from(["", "0", cpulist.render(found.nodes)]))
+        nodes = draw(st.sampled_from(["", "", "0", cpulist.render(found.nodes)]))
         pinned = st.lists(numbers, min_size=1, max_size=vcpus, unique=dedicated)
         chosen = draw(pinned) if draw(_RARELY) else []
         wished = draw(st.sets(numbers, max_size=2)) if draw(_RARELY) else ()
         guests.append(
             guest(
-                vcpus if not chosen else len(chosen),
+                len(chosen) or vcpus,
                 name=f"g{index}",
                 dedicated=dedicated,
                 nodes=nodes,
                 vcpu=map(str, chosen),
                 emulator=cpulist.render(wished),
+                threads=1 if chosen else threads,
+                smt=draw(st.sampled_from(["prefer", "prefer", "require", "isolate"])) if threads == 1 else "prefer",
             )
         )
     return found, host(cpulist.render(kept)), guests
@@ -62,6 +68,7 @@ def claimed(asked: Guest, placement: Placement) -> Claim:
         asked.name,
         map(cpulist.render, placement.vcpu),
         dedicated=asked.placement.dedicated,
+        idle=cpulist.render(placement.idle),
         emulator=cpulist.render(placement.emulator),
     )
 
@@ -70,17 +77,53 @@ def owned(claims: Sequence[Claim]) -> frozenset[int]:
     return frozenset().union(*(held.own_cpus for held in claims))
 
 
-def brute_force_fits(asked: Guest, found: Topology, kept: Cpus, claims: Sequence[Claim]) -> bool:
-    """Whether any node has enough CPUs that are nobody's, counted one by one."""
-    for node in asked.placement.nodes or found.nodes:
-        free = 0
-        for cpu in found.cpus.values():
-            owned = any(cpu.number in cpus for held in claims if held.dedicated for cpus in held.vcpu)
-            shared = any(cpu.number in held.emulator for held in claims)
-            free += cpu.node == node and cpu.number not in kept and not owned and not shared
-        if free >= asked.cpu.maxcpus:
-            return True
-    return False
+class Oracle(NamedTuple):
+    """Tries every set of CPUs, on a host small enough for that."""
+
+    asked: Guest
+    found: Topology
+    free: Cpus
+
+    def legal(self, cpus: Cpus) -> bool:
+        """Whether the guest could be given exactly `cpus`."""
+        for core in self.found.cores():
+            count = len(core & cpus)
+            if self.asked.placement.smt == "isolate" and count and (count > 1 or not core <= self.free):
+                return False
+            if self.asked.placement.smt == "require" and count and (len(core) == 1 or count < len(core)):
+                return False
+            if count % self.asked.cpu.threads:
+                return False
+        return True
+
+    def answers(self) -> list[Cpus]:
+        every = combinations(sorted(self.free), self.asked.cpu.maxcpus)
+        return [frozenset(cpus) for cpus in every if self.legal(frozenset(cpus))]
+
+    def cost(self, cpus: Cpus) -> tuple[int, ...]:
+        """Nodes; CPUs of cores that are not isolated as wholes; cores that were whole before; CPUs left on the node."""
+        nodes = self.found.nodes_of(cpus)
+        cut = [core for core in self.found.cores() if core <= self.free and core & cpus and self.rest(core, cpus)]
+        left = self.found.cpus_of(nodes) & self.free - cpus
+        quiet = frozenset().union(*(core for core in self.found.cores() if core <= self.found.isolated))
+        return len(nodes), len(cpus - quiet), len(cut), len(left)
+
+    def rest(self, core: Cpus, cpus: Cpus) -> bool:
+        return self.asked.placement.smt == "prefer" and bool(core - cpus)
+
+
+def oracle(asked: Guest, keeping: Host, found: Topology, claims: Sequence[Claim]) -> Oracle:
+    kept = (keeping.housekeeping or found.housekeeping()) & found.online
+    emulators = frozenset().union(*(held.emulator for held in claims)) - kept
+    # A vCPU of a shared guest that may run nowhere else keeps one of its CPUs: one with an emulator, or the lowest.
+    last: set[int] = set()
+    for held in claims:
+        for cpus in () if held.dedicated else held.vcpu:
+            left = cpus - owned(claims)
+            if not left & kept and not cpus & last:
+                last.add(min(left & emulators or left))
+    free = found.cpus_of(asked.placement.nodes or found.nodes) - kept - owned(claims) - emulators - last
+    return Oracle(asked, found, free)
 
 
 def check_placed(asked: Guest, placement: Placement, found: Topology, kept: Cpus, claims: list[Claim]) -> None:
@@ -88,17 +131,22 @@ def check_placed(asked: Guest, placement: Placement, found: Topology, kept: Cpus
     assert len(placement.vcpu) == asked.cpu.maxcpus
     assert all(placement.vcpu) and placement.emulator
     assert used | placement.emulator <= found.online
-    assert not (used | placement.emulator) & owned(claims)
+    assert not (used | placement.idle | placement.emulator) & owned(claims)
+    assert not placement.idle & used
     if asked.placement.emulator:
         assert placement.emulator == asked.placement.emulator
+    elif asked.placement.dedicated:
+        assert not placement.emulator & (used | placement.idle)
     if asked.placement.nodes:
         assert used <= found.cpus_of(asked.placement.nodes)
     if asked.placement.dedicated:
         assert all(len(cpus) == 1 for cpus in placement.vcpu)
         assert len(used) == asked.cpu.maxcpus
-        assert not used & kept
+        assert not (used | placement.idle) & kept
         assert not used & frozenset().union(*(held.emulator - kept for held in claims))
         assert placement.nodes == found.nodes_of(used)
+        siblings = frozenset().union(*(found.siblings(cpu) for cpu in used))
+        assert placement.idle == (siblings - used if asked.placement.smt == "isolate" else frozenset())
     elif not asked.placement.vcpu:
         assert set(placement.vcpu) == {used}
         assert not used & found.isolated
@@ -106,31 +154,23 @@ def check_placed(asked: Guest, placement: Placement, found: Topology, kept: Cpus
         assert placement.vcpu == asked.placement.vcpu
 
 
-def check_whole_cores(asked: Guest, placement: Placement, found: Topology, kept: Cpus, claims: list[Claim]) -> None:
-    """Siblings beside siblings, whole cores before parts, on the fullest node that fits."""
+def check_chosen(asked: Guest, placement: Placement, tried: Oracle) -> None:
+    """Legal, and no other choice is better; guest siblings are siblings."""
     used = [min(cpus) for cpus in placement.vcpu]
-    (node,) = found.nodes_of(used)
-    taken = kept | owned(claims) | frozenset().union(*(held.emulator for held in claims))
-    free = {number: found.cpus_of([number]) - taken for number in asked.placement.nodes or found.nodes}
-    assert all(len(cpus) >= len(free[node]) for cpus in free.values() if len(cpus) >= asked.cpu.maxcpus)
-    cores = [core & free[node] for core in found.cores() if core & free[node]]
-    assert sum(bool(core & set(used)) for core in cores) <= max(
-        1, sum(1 for _ in _largest_first(cores, found, asked.cpu.maxcpus))
-    )
-    for core in cores:
-        places = [index for index, cpu in enumerate(used) if cpu in core]
-        assert not places or places == list(range(places[0], places[0] + len(places)))
+    answers = tried.answers()
+    assert frozenset(used) in answers
+    costs = [tried.cost(cpus) for cpus in answers]
+    mine = tried.cost(frozenset(used))
+    if mine[0] == 1:
+        assert mine <= min(costs)
+    else:
+        assert min(cost[0] for cost in costs) > 1
+    threads = asked.cpu.threads
+    for first in range(0, len(used), threads):
+        assert tried.found.siblings(used[first]).issuperset(used[first : first + threads])
 
 
-def _largest_first(cores: list[frozenset[int]], found: Topology, count: int) -> list[frozenset[int]]:
-    """The cores that `count` CPUs come from when whole ones are taken first."""
-    taken: list[frozenset[int]] = []
-    for core in sorted(cores, key=lambda core: core != found.siblings(min(core))):
-        if sum(map(len, taken)) < count:
-            taken.append(core)
-    return taken
-
-
+@settings(max_examples=400, deadline=None)
 @given(arrivals())
 def test_arrivals(case: tuple[Topology, Host, list[Guest]]) -> None:
     found, keeping, guests = case
@@ -138,23 +178,20 @@ def test_arrivals(case: tuple[Topology, Host, list[Guest]]) -> None:
     claims: list[Claim] = []
     for asked in guests:
         automatic = asked.placement.dedicated and not asked.placement.vcpu
+        tried = oracle(asked, keeping, found, claims)
         try:
             placement = place(asked, keeping, found, claims, {})
-        except Taken as refusal:
-            assert refusal.holders
-            assert set(refusal.holders) <= {held.guest for held in claims}
-            assert all(holder in refusal.what for holder in refusal.holders)
-            about_cpus = "dedicated CPU" in refusal.what
-            assert not about_cpus or not automatic or not brute_force_fits(asked, found, kept, claims)
-            continue
-        except Refusal:
-            assert not automatic or not brute_force_fits(asked, found, kept, claims)
+        except Refusal as refusal:
+            holders = refusal.holders if isinstance(refusal, Taken) else ()
+            assert set(holders) <= {held.guest for held in claims}
+            assert all(holder in refusal.what for holder in holders)
+            about_cpus = "placement.emulator" not in refusal.what and "own threads" not in refusal.what
+            assert not about_cpus or not automatic or not tried.answers()
             continue
         assert place(asked, keeping, found, claims, {}) == placement
         check_placed(asked, placement, found, kept, claims)
         if automatic:
-            assert brute_force_fits(asked, found, kept, claims)
-            check_whole_cores(asked, placement, found, kept, claims)
+            check_chosen(asked, placement, tried)
         claims.append(claimed(asked, placement))
         # Whoever was there keeps a CPU for every vCPU.
         assert all(cpus - owned(claims) for held in claims if not held.dedicated for cpus in held.vcpu)
@@ -174,6 +211,12 @@ TWO = topology(2, 2, 2)
         (guest(2, dedicated=True, nodes="1"), HOST, [claim("db", ["2"])], ["3", "7"]),
         (guest(3, dedicated=True, nodes="1"), HOST, [claim("db", ["2"])], ["3", "7", "6"]),
         (guest(2, dedicated=True), host("2-3,6-7"), [], ["0", "4"]),
+        (guest(1, dedicated=True), HOST, [claim("db", ["2"])], ["6"]),
+        (guest(5, dedicated=True), HOST, [], ["2", "6", "3", "7", "1"]),
+        (guest(2, dedicated=True, smt="isolate"), HOST, [], ["2", "3"]),
+        (guest(4, dedicated=True, smt="require"), HOST, [claim("db", ["1"])], ["2", "6", "3", "7"]),
+        (guest(4, dedicated=True, threads=2), HOST, [claim("db", ["1"])], ["2", "6", "3", "7"]),
+        (guest(2, dedicated=True, threads=2), HOST, [claim("db", ["1", "2"])], ["3", "7"]),
         (guest(2), HOST, [], ["0-7", "0-7"]),
         (guest(1), HOST, [claim("db", ["1", "5"])], ["0,2-4,6-7"]),
         (guest(1, nodes="1"), HOST, [claim("db", ["2"])], ["3,6-7"]),
@@ -191,33 +234,63 @@ HINT = "ask for fewer vCPUs, choose the CPUs in [placement.vcpu], or stop a gues
 
 def test_a_shared_guest_in_the_way_is_avoided() -> None:
     batch = claim("batch", ["2"], dedicated=False)
-    assert place(guest(1, dedicated=True, nodes="1"), HOST, TWO, [batch], {}).vcpu == (frozenset((3,)),)
+    assert place(guest(1, dedicated=True, nodes="1"), HOST, TWO, [batch], {}).vcpu == (frozenset((6,)),)
 
 
 @pytest.mark.parametrize(
     ("asked", "keeping", "claims", "said", "holders"),
     [
         (
-            guest(5, dedicated=True),
+            guest(7, dedicated=True),
             HOST,
             [],
-            f"5 dedicated CPUs on one node: free are 2 on node 0 (CPU 1,5), 4 on node 1 (CPU 2-3,6-7)\n  hint: {HINT}",
+            "7 dedicated CPUs: there is room for 2 on node 0 (CPU 1,5), 4 on node 1 (CPU 2-3,6-7)",
+            None,
+        ),
+        (
+            guest(5, dedicated=True, page_size=2 << 20),
+            HOST,
+            [],
+            "5 dedicated CPUs on one node: there is room for 2 on node 0 (CPU 1,5), 4 on node 1 (CPU 2-3,6-7)",
             None,
         ),
         (
             guest(1, dedicated=True, nodes="0"),
             HOST,
             [claim("db", ["5", "1"])],
-            f"1 dedicated CPU on one node: free are 0 on node 0; CPU 1,5 are dedicated to guest db\n  hint: {HINT}",
+            "1 dedicated CPU: there is room for 0 on node 0; CPU 1,5 are dedicated to guest db",
             ("db",),
         ),
         (
             guest(4, dedicated=True),
             HOST,
-            [claim("web", ["2"]), claim("db", ["3", "5"])],
-            "4 dedicated CPUs on one node: free are 1 on node 0 (CPU 1), 2 on node 1 (CPU 6-7);"
-            f" CPU 2 is dedicated to guest web, CPU 3,5 to guest db\n  hint: {HINT}",
-            ("db", "web"),
+            [claim("web", ["2"]), claim("db", ["3", "5"]), claim("net", ["0"], dedicated=False, emulator="7")],
+            "4 dedicated CPUs: there is room for 1 on node 0 (CPU 1), 1 on node 1 (CPU 6);"
+            " CPU 2 is dedicated to guest web, CPU 3,5 are dedicated to guest db, CPU 7 runs the emulator of guest net",
+            ("db", "net", "web"),
+        ),
+        (
+            guest(2, dedicated=True, nodes="1", threads=2),
+            HOST,
+            [claim("web", ["2"]), claim("net", ["7"], dedicated=False)],
+            "2 dedicated CPUs in groups of 2 SMT siblings: there is room for 0 on node 1;"
+            " CPU 2 is dedicated to guest web, CPU 7 is the last one of a vCPU of guest net",
+            ("net", "web"),
+        ),
+        (
+            guest(3, dedicated=True, smt="isolate"),
+            HOST,
+            [claim("web", ["2"])],
+            "3 dedicated CPUs, each on a core of its own: there is room for 1 on node 0 (CPU 1), 1 on node 1 (CPU 3);"
+            " CPU 2 is dedicated to guest web",
+            ("web",),
+        ),
+        (
+            guest(4, dedicated=True, smt="require", nodes="0"),
+            HOST,
+            [],
+            "4 dedicated CPUs on whole cores: there is room for 2 on node 0 (CPU 1,5)",
+            None,
         ),
         (
             guest(1, vcpu=["1-3"]),
@@ -261,8 +334,92 @@ def test_a_shared_guest_in_the_way_is_avoided() -> None:
 def test_refused(asked: Guest, keeping: Host, claims: list[Claim], said: str, holders: tuple[str, ...] | None) -> None:
     with pytest.raises(Refusal) as caught:
         place(asked, keeping, TWO, claims, {})
-    assert str(caught.value) == said
+    assert str(caught.value) == (said if "\n" in said else f"{said}\n  hint: {HINT}")
     assert getattr(caught.value, "holders", None) == holders
+
+
+@pytest.mark.parametrize(
+    ("asked", "threads", "said"),
+    [
+        (guest(3, dedicated=True, smt="require"), 2, 'smt = "require": 3 vCPUs do not fill cores of 2 siblings'),
+        (
+            guest(2, dedicated=True, smt="require"),
+            1,
+            'smt = "require": the cores that guests may have show one CPU each, no siblings',
+        ),
+        (
+            guest(4, dedicated=True, threads=4),
+            2,
+            "threads = 4: the cores that guests may have show 2 of their siblings at the most",
+        ),
+    ],
+)
+def test_refused_by_what_the_host_is(asked: Guest, threads: int, said: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        place(asked, HOST, topology(2, 3, threads), [], {})
+    assert caught.value.what == said
+    assert caught.value.hint
+    assert not isinstance(caught.value, Taken)
+
+
+def test_idle_siblings_are_owned() -> None:
+    placed = place(guest(2, dedicated=True, smt="isolate"), HOST, TWO, [], {})
+    assert (placed.vcpu, placed.idle) == ((frozenset((2,)), frozenset((3,))), frozenset((6, 7)))
+    lone = claimed(guest(2, dedicated=True), placed)
+    assert lone.own_cpus == {2, 3, 6, 7}
+    with pytest.raises(Taken) as caught:
+        place(guest(1, dedicated=True, smt="isolate", vcpu=["1"]), HOST, TWO, [claim("db", ["5"])], {})
+    assert caught.value.what == 'smt = "isolate": the siblings of its CPUs: CPU 5 is dedicated to guest db'
+
+
+# One node, two last-level caches of four cores each, the first two cores of each are fast.
+_CACHES = (frozenset(range(4)), frozenset(range(4, 8)))
+HYBRID = topology(1, 8, 1)._replace(
+    cpus={
+        number: cpu._replace(cache=_CACHES[number // 4], grade=number % 4 // 2, kind=("core", "atom")[number % 4 // 2])
+        for number, cpu in topology(1, 8, 1).cpus.items()
+    }
+)
+LINE = topology(4, 2, 1)._replace(
+    distances={node: {other: 10 + 5 * abs(node - other) for other in range(4)} for node in range(4)}
+)
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "keeping", "claims", "vcpu"),
+    [
+        # Fast cores before slow ones, one kind before two, one cache before two.
+        (HYBRID, guest(2, dedicated=True), host("0"), [], ["4", "5"]),
+        (HYBRID, guest(2, dedicated=True), host("0,4"), [], ["1", "5"]),
+        (HYBRID, guest(2, dedicated=True), host("0-1,5"), [], ["2", "3"]),
+        (HYBRID, guest(4, dedicated=True), host("0"), [], ["2", "3", "6", "7"]),
+        (HYBRID, guest(5, dedicated=True), host("0"), [], ["1", "4", "5", "6", "7"]),
+        # Isolated CPUs go to dedicated guests first, and never to shared ones.
+        (topology(2, 4, 1, isolated=[6, 7]), guest(2, dedicated=True), host("0"), [], ["6", "7"]),
+        (topology(2, 4, 1, isolated=[6, 7]), guest(1), host("0"), [], ["0-5"]),
+        # Where no node is enough, the closest ones, and as few as possible.
+        (LINE, guest(3, dedicated=True), host("0"), [claim("db", ["3"])], ["4", "5", "2"]),
+        (LINE, guest(5, dedicated=True), host("0"), [], ["2", "3", "4", "5", "1"]),
+    ],
+)
+def test_close_together(found: Topology, asked: Guest, keeping: Host, claims: list[Claim], vcpu: list[str]) -> None:
+    placed = place(asked, keeping, found, claims, {})
+    assert list(map(cpulist.render, placed.vcpu)) == vcpu
+    assert placed.why
+
+
+def test_the_emulator_is_on_the_guests_own_node() -> None:
+    far = place(guest(2, dedicated=True, nodes="1"), host("0"), TWO, [], {})
+    assert (far.emulator, far.why[-2]) == (
+        frozenset((0,)),
+        "emulator on CPU 0, of another node: cpu.housekeeping in /etc/kvmsup.toml names no CPU of node 1",
+    )
+    near = place(guest(2, dedicated=True, nodes="1"), host("0,3"), TWO, [], {})
+    assert near.emulator == {3}
+    with pytest.raises(Taken) as caught:
+        everything = claim("db", map(str, range(8)))
+        place(guest(1, emulator=""), HOST, TWO, [everything._replace(emulator=frozenset())], {})
+    assert "dedicated to guest db" in caught.value.what
 
 
 def test_refused_for_isolation_waits_for_nobody() -> None:
@@ -286,6 +443,11 @@ PAGES = 2 << 20
         (guest(1, dedicated=True), {}, "0"),
         (guest(1, page_size=PAGES), {0: 1 << 30, 1: 2 << 30}, "1"),
         (guest(1, page_size=PAGES), {0: 2 << 30, 1: 2 << 30}, "0"),
+        (guest(1, dedicated=True), {0: 1 << 20, 1: 1 << 30}, "1"),
+        (guest(1, dedicated=True), {0: 1 << 20, 1: 1 << 20}, "0"),
+        (guest(1, dedicated=True, size=3 << 30), {0: 2 << 30, 1: 2 << 30}, "0-1"),
+        (guest(1, dedicated=True, size=3 << 30, nodes="0"), {0: 2 << 30, 1: 2 << 30}, "0"),
+        (guest(1, dedicated=True, page_size=PAGES), {0: 1 << 20, 1: 1 << 30}, "1"),
         (guest(1, page_size=PAGES, nodes="0"), {}, "0"),
         (guest(1, page_size=PAGES, vcpu=["2"]), {}, "1"),
         (guest(2, dedicated=True, vcpu=["1", "2"]), {}, "0-1"),

@@ -165,7 +165,7 @@ def test_taken_by_one_that_stays(root: str, fake_systemctl: Systemctl) -> None:
     with pytest.raises(KvmsupError) as caught:
         setup.run("web", root)
     assert str(caught.value).splitlines()[0] == (
-        "2 dedicated CPUs on one node: free are 0 on node 0, 0 on node 1; CPU 1-3,5-7 are dedicated to guest db"
+        "2 dedicated CPUs on one node: there is room for 0 on node 0, 0 on node 1; CPU 1-3,5-7 are dedicated to guest db"
     )
     assert list(claims.read_all(root)) == ["db"]
 
@@ -178,7 +178,7 @@ def test_waits_for_one_that_leaves(
     monkeypatch.setattr(setup.time, "sleep", lambda _: claims.remove(root, "db"))  # type: ignore[attr-defined]
     setup.run("web", root)
     assert list(claims.read_all(root)) == ["web"]
-    assert capsys.readouterr().err.startswith("waiting for db to stop: 2 dedicated CPUs on one node: free are 0 ")
+    assert capsys.readouterr().err.startswith("waiting for db to stop: 2 dedicated CPUs on one node: there is room for 0 ")
 
 
 def test_two_that_start_at_once_do_not_take_each_others_pages(

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Why a guest cannot be placed, in sentences that name the holders, and the checks that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from kvmsup import cpulist, sizes
+from kvmsup.errors import Refusal
+from kvmsup.model.guest import Guest
+from kvmsup.model.topology import Topology
+from kvmsup.plan import packing
+from kvmsup.plan.scene import EMULATOR, OWNED, Holder, Scene
+
+_PLURAL = {OWNED: "are dedicated to guest", EMULATOR: "run the emulator of guest"}
+
+
+class Taken(Refusal):
+    """Refused because of other guests: `holders` names them, so that setup can wait for those that are leaving."""
+
+    def __init__(self, what: str, hint: str, holders: Sequence[str]) -> None:
+        super().__init__(what, hint)
+        self.holders = tuple(holders)
+
+
+def _told(cpus: Iterable[int], holders: Mapping[int, Holder]) -> str:
+    """`CPU 2 is dedicated to guest web, CPU 4-5 are dedicated to guest db`."""
+    found: dict[Holder, list[int]] = {}
+    for cpu in sorted(cpus):
+        found.setdefault(holders[cpu], []).append(cpu)
+    return ", ".join(
+        f"CPU {cpulist.render(cpus)} {holder.how if len(cpus) == 1 else _PLURAL[holder.how]} {holder.guest}"
+        for holder, cpus in found.items()
+    )
+
+
+def _names(cpus: Iterable[int], holders: Mapping[int, Holder]) -> list[str]:
+    return sorted({holders[cpu].guest for cpu in cpus})
+
+
+def check_free(asked: str, cpus: frozenset[int], holders: Mapping[int, Holder]) -> None:
+    """Raises Taken, beginning with `asked`, when somebody holds one of `cpus`."""
+    clash = cpus.intersection(holders)
+    if clash:
+        hint = "choose other CPUs, or stop that guest"
+        raise Taken(f"{asked}: {_told(clash, holders)}", hint, _names(clash, holders))
+
+
+def check_real_time(guest: Guest, both: frozenset[int]) -> None:
+    """Raises Refusal when CPUs of `both` a real-time vCPU and another thread of QEMU are any."""
+    if guest.placement.scheduler and both:
+        what = f"placement.emulator: CPU {cpulist.render(both)} is a real-time vCPU's, which would starve QEMU there"
+        raise Refusal(what, "choose other CPUs for the emulator, or leave placement.scheduler out")
+
+
+def check_siblings(demand: packing.Demand, topology: Topology, allowed: frozenset[int]) -> None:
+    """Raises Refusal when no core of the host, however free, could ever give what `demand` asks of one."""
+    widest = max((len(topology.siblings(cpu) & allowed) for cpu in allowed), default=0)
+    if demand.smt == packing.REQUIRE and widest == 1:
+        what = 'smt = "require": the cores that guests may have show one CPU each, no siblings'
+        raise Refusal(what, 'turn SMT on in the firmware or in /sys/devices/system/cpu/smt/control, or smt = "prefer"')
+    if demand.smt == packing.REQUIRE and widest and demand.vcpus % widest:
+        what = f'smt = "require": {demand.vcpus} vCPUs do not fill cores of {widest} siblings'
+        up = demand.vcpus + widest - demand.vcpus % widest
+        raise Refusal(what, f'{up} or {up - widest} vCPUs, or smt = "prefer"' if up > widest else f"{up} vCPUs")
+    if demand.threads > max(widest, 1):
+        what = (
+            f"threads = {demand.threads}: the cores that guests may have show {widest} of their siblings at the most"
+        )
+        raise Refusal(what, "threads = 1, or turn SMT on in the firmware or in /sys/devices/system/cpu/smt/control")
+
+
+def too_few(guest: Guest, scene: Scene, cores: Sequence[packing.Core]) -> Refusal:
+    """The refusal of a dedicated guest for which `cores`, with what they have to give, are too few."""
+    wanted = guest.cpu.maxcpus
+    nodes = [node for node in sorted(guest.placement.nodes or scene.topology.nodes) if scene.topology.cpus_of((node,))]
+    by_node = packing.by(cores, lambda core: core.node)
+    left = ", ".join(_room(node, by_node.get(node, ())) for node in nodes)
+    where = " on one node" if guest.pages else ""
+    what = f"{wanted} dedicated CPU{'s' if wanted > 1 else ''}{_units(guest)}{where}: there is room for {left}"
+    held = (scene.topology.cpus_of(nodes) - scene.housekeeping).intersection(scene.holders)
+    told = [_told(held, scene.holders)] if held else []
+    told += [f"CPU {cpu} is the last one of a vCPU of guest {name}" for cpu, name in sorted(scene.kept.items())]
+    hint = "ask for fewer vCPUs, choose the CPUs in [placement.vcpu], or stop a guest that holds some"
+    if not told:
+        return Refusal(what, hint)
+    return Taken(f"{what}; {', '.join(told)}", hint, sorted({*_names(held, scene.holders), *scene.kept.values()}))
+
+
+def _room(node: int, cores: Sequence[packing.Core]) -> str:
+    """`2 on node 0 (CPU 1,5)`."""
+    cpus = [cpu for core in cores for group in core.groups for cpu in group]
+    return f"{len(cpus)} on node {node}{f' (CPU {cpulist.render(cpus)})' if cpus else ''}"
+
+
+def _units(guest: Guest) -> str:
+    if guest.placement.smt != packing.PREFER:
+        return {packing.REQUIRE: " on whole cores", packing.ISOLATE: ", each on a core of its own"}[
+            guest.placement.smt
+        ]
+    return f" in groups of {guest.cpu.threads} SMT siblings" if guest.cpu.threads > 1 else ""
+
+
+def _mebibytes(size: int) -> str:
+    return sizes.render(size >> 20 << 20)
+
+
+def too_little(guest: Guest, nodes: frozenset[int], free: Mapping[int, int]) -> Refusal:
+    """The refusal of a guest whose hugepages have no room on any of `nodes`."""
+    roomiest = max(sorted(nodes), key=lambda node: free.get(node, 0))
+    most = _mebibytes(free.get(roomiest, 0))
+    size = sizes.render(guest.memory.size)
+    return Refusal(f"memory.size = {size}: the most on one node is {most}, on {roomiest}")
+
+
+def nothing_shared(guest: Guest, holders: Mapping[int, Holder]) -> Refusal:
+    """The refusal of a shared guest where everything is owned by `holders`, or isolated."""
+    where = f" of node {cpulist.render(guest.placement.nodes)}" if guest.placement.nodes else ""
+    what = f"no CPU{where} is left for shared guests"
+    if not holders:
+        return Refusal(f"{what}: all are isolated", "choose other nodes, or the CPUs in [placement.vcpu]")
+    hint = "stop a dedicated guest, or choose other nodes"
+    return Taken(f"{what}: {_told(holders, holders)}", hint, _names(holders, holders))
+
+
+def nothing_for_emulator(holders: Mapping[int, Holder]) -> Refusal:
+    """The refusal where every CPU that QEMU's own threads could run on is somebody's."""
+    what = f"no CPU is left for QEMU's own threads: {_told(holders, holders)}"
+    hint = "stop one of them, or set cpu.housekeeping in /etc/kvmsup.toml"
+    return Taken(what, hint, _names(holders, holders)) if holders else Refusal(what.partition(":")[0], hint)
