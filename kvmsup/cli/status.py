@@ -33,6 +33,7 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
     """The guest for programs. Raises KvmsupError."""
     claim = seen.claim
     threads = [_thread(one) for one in observe.threads("", seen)]
+    cpu = observe.cpu("", seen)
     return {
         "name": seen.name,
         "description": seen.description,
@@ -50,9 +51,10 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
         }
         if claim
         else None,
+        "cpu": cpu._asdict() if cpu else None,
         "memory": _memory(seen),
         "threads": threads,
-        "drift": any(one["actual"] != one["wanted"] for one in threads),
+        "drift": any(one["actual"] != one["wanted"] for one in threads) or bool(cpu and cpu.missing),
     }
 
 
@@ -92,6 +94,9 @@ def _lines(report: dict[str, Any]) -> list[str]:
         scheduler = f", {placement['scheduler']}" if placement["scheduler"] else ""
         node = f", memory on node {placement['nodes']}" if placement["nodes"] else ""
         lines.append(f"  placement  {placement['kind']}{scheduler}{node}")
+    if cpu := report["cpu"]:
+        lacks = f", {show.paint('drift')}: it lacks {', '.join(cpu['missing'])}" if cpu["missing"] else ""
+        lines.append(f"  cpu        {' '.join((cpu['model'], *cpu['features']))}{lacks}")
     for entry in report["memory"]:
         size = sizes.render(entry["page_size"])
         lines.append(

@@ -13,7 +13,6 @@ import os
 import pwd
 import socket
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -121,7 +120,7 @@ def _qemu(machine: str, accel: str, cpu: str) -> Iterator[qmp.Conversation]:
     """A QEMU to ask. Raises HostError with what QEMU said where it does not start or stops answering."""
     ours, its = socket.socketpair()
     command = _command(machine, accel, cpu, its.fileno())
-    with ours, tempfile.TemporaryFile() as said:
+    with ours, os.fdopen(os.memfd_create("stderr"), "w+b") as said:
         with its:
             process = _spawn(command, its.fileno(), said)
         try:

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple
 
 from kvmsup import cpulist
-from kvmsup.effects import claims, configs, fence, files, hugepages, pin, qmp, systemctl
+from kvmsup.effects import claims, configs, fence, files, hugepages, models, pin, qmp, systemctl
 from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
+from kvmsup.plan.models import Running, told
 from kvmsup.plan.qemu import socket
 
 _PATIENCE_SECONDS = 2.0
@@ -97,6 +99,23 @@ def _thread(root: str, tid: int, index: int | None, claim: Claim, fenced: frozen
         wanted &= fenced
     role = "emulator" if index is None else f"vCPU {index}"
     return Thread(tid, pin.name(root, tid), role, wanted, _allowed(root, tid), _last_cpu(root, tid))
+
+
+def cpu(root: str, seen: Seen) -> Running | None:
+    """What a running guest's vCPUs have been given; None when it is down. Raises KvmsupError."""
+    if not seen.pid:
+        return None
+    try:
+        words = files.read(f"{root}/proc/{seen.pid}/cmdline").split("\0")
+        model, features = told(words[words.index("-cpu") + 1])
+        path = root + socket(seen.name, "admin.qmp")
+        with qmp.Monitor(path, seen.pid, time.monotonic() + _PATIENCE_SECONDS) as monitor:
+            monitor.negotiate()
+            return Running(model, features, models.vcpu(monitor).missing)
+    except (OSError, ValueError, IndexError):  # it is ending
+        return None
+    except QmpError as error:
+        raise KvmsupError(f"QEMU of {seen.name} cannot be asked for its CPU model: {error}") from None
 
 
 def _allowed(root: str, tid: int) -> frozenset[int]:

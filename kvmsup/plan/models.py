@@ -59,6 +59,20 @@ class Given(NamedTuple):
     topoext: bool
 
 
+class Running(NamedTuple):
+    """The CPU of a guest that runs: as its QEMU was told, and what of that its vCPUs lack."""
+
+    model: str
+    features: tuple[str, ...]  # each "+name" or "-name"
+    missing: tuple[str, ...]
+
+
+def told(argument: str) -> tuple[str, tuple[str, ...]]:
+    """Model and features of -cpu's `argument`, without QEMU's own switches such as enforce=on."""
+    model, *rest = argument.split(",")
+    return model, tuple(word for word in rest if word[:1] in ("+", "-"))
+
+
 def plain(feature: str) -> str:
     """The name of "+feature" as QEMU spells it (target/i386/cpu.c, feat2prop: an underscore is a dash)."""
     return feature.lstrip("+-").replace("_", "-")
