@@ -41,6 +41,12 @@ def parser() -> argparse.ArgumentParser:
     console = verbs.add_parser("console", help="the guest's console; Ctrl-] leaves it")
     console.add_argument("guest", metavar="GUEST")
 
+    verbs.add_parser("host", help="whether this host is fit for guests, and what would make it so")
+
+    topology = verbs.add_parser("topology", help="a picture of the host: which guest has which CPU")
+    topology.add_argument("--root", default="", metavar="DIR", help="the host whose /sys and /run are below DIR")
+    topology.add_argument("--svg", default="", metavar="FILE", help="write it as SVG; - is standard output")
+
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="for programs")
     return top

@@ -15,6 +15,9 @@ _COLOURS = {
     "deactivating": "33",
     "ok": "32",
     "drift": "31",
+    "warn": "33",
+    "fail": "31",
+    "unknown": "36",
     "usable": "32",
     "unusable": "31",
 }
@@ -29,6 +32,20 @@ def paint(word: str, text: str = "") -> str:
     """`text` (or the word itself) in the colour of what `word` says."""
     colour = _COLOURS.get(word)
     return f"\x1b[{colour}m{text or word}\x1b[0m" if colour and coloured() else text or word
+
+
+# Those that are readable on black and on white, and far apart: bold keeps them apart from what `paint` says.
+_TINTS = ("1;34", "1;35", "1;36", "1;33", "1;32", "1;31")
+
+
+def tinted(place: int, text: str) -> str:
+    """`text` in the colour of the `place`-th of several alike things; after six the colours come again."""
+    return f"\x1b[{_TINTS[place % len(_TINTS)]}m{text}\x1b[0m" if coloured() else text
+
+
+def dimmed(text: str) -> str:
+    """`text` that matters less."""
+    return f"\x1b[2m{text}\x1b[0m" if coloured() else text
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

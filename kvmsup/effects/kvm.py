@@ -20,7 +20,7 @@ def ensure(root: str) -> None:
     device = f"{root}/dev/kvm"
     if os.path.exists(device):
         return
-    flag = next((flag for flag in _MODULES if flag in _flags(root)), None)
+    flag = next((flag for flag in _MODULES if flag in cpuinfo(root).get("flags", "").split()), None)
     if flag is None:
         what = "this CPU shows neither VT-x nor SVM, so no guest can run with accel = kvm"
         hint = f"enable it in the firmware, or nested virtualization in the hypervisor above; {_EMULATION}"
@@ -35,11 +35,16 @@ def ensure(root: str) -> None:
             raise HostError(what, hint) from None
 
 
-def _flags(root: str) -> frozenset[str]:
-    """The CPU's features as the kernel tells them of the first CPU."""
+def cpuinfo(root: str) -> dict[str, str]:
+    """The fields of the first CPU in /proc/cpuinfo; nothing where it cannot be read."""
+    found: dict[str, str] = {}
     try:
-        with open(f"{root}/proc/cpuinfo", encoding="utf-8") as lines:
-            told = next((line for line in lines if line.startswith("flags")), "")
+        with open(f"{root}/proc/cpuinfo", encoding="utf-8", errors="surrogateescape") as lines:
+            for line in lines:
+                if not line.strip() and found:
+                    break
+                name, _, value = line.partition(":")
+                found[name.strip()] = value.strip()
     except OSError:
-        return frozenset()
-    return frozenset(told.partition(":")[2].split())
+        pass
+    return found

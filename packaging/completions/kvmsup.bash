@@ -20,11 +20,11 @@ _kvmsup() {
         return
     fi
     case $verb in
-        '') words='check console cpu-models list status --help --version' ;;
+        '') words='check console cpu-models host list status --help --version' ;;
         check) words="$(_kvmsup_guests) --root --json --help" ;;
         console | status) words="$(_kvmsup_guests) --json --help" ;;
         cpu-models) words='--usable --machine --accel --json --help' ;;
-        list) words='--json --help' ;;
+        host | list) words='--json --help' ;;
     esac
     [[ $current == -* || $verb != '' ]] || words=${words%% --*}
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Everything about a host that decides whether guests run well on it. Nothing is changed, and little needs root."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+from kvmsup.effects import cgroup, claims, configs, hugepages, kvmfacts, sysfs
+from kvmsup.effects.kvmfacts import listed, text
+from kvmsup.errors import HostError, KvmsupError
+from kvmsup.model import config
+from kvmsup.model.claim import Claim
+from kvmsup.model.hostfacts import Cpus, Facts, Memory, Pool, Programs, Stray, System
+from kvmsup.model.topology import Topology
+from kvmsup.plan.qemu import BINARY
+
+# include/linux/sched.h
+_PF_KTHREAD = 0x00200000
+_PF_NO_SETAFFINITY = 0x04000000
+
+Value = TypeVar("Value")
+
+
+def read(root: str) -> Facts:
+    """What the files below `root` say. A file that is missing or wrong is one fact less, never an error."""
+    processor = kvmfacts.processor(root)
+    guests = _attempt(lambda: claims.read_all(root))
+    return Facts(
+        processor=processor,
+        kvm=kvmfacts.kvm(root, processor),
+        cpus=_cpus(root),
+        memory=_memory(root, guests or {}),
+        system=_system(root),
+        guests=guests,
+    )
+
+
+def programs() -> Programs:
+    """What systemd and QEMU say of their versions."""
+    return Programs(_first_line("systemctl", "--version"), _first_line(BINARY, "--version"))
+
+
+def _first_line(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ""
+    return done.stdout.partition("\n")[0]
+
+
+def _attempt(reading: Callable[[], Value]) -> Value | None:
+    try:
+        return reading()
+    except (KvmsupError, OSError, ValueError):
+        return None
+
+
+def _cpus(root: str) -> Cpus:
+    cpu = f"{root}/sys/devices/system/cpu"
+    topology, trouble = None, ""
+    try:
+        topology = sysfs.topology(root)
+    except HostError as error:
+        trouble = error.what
+    directory = f"{cpu}/vulnerabilities"
+    told = {name: text(f"{directory}/{name}") or "" for name in listed(directory) or ()}
+    return Cpus(topology, trouble, text(f"{cpu}/smt/control"), told, _strays(root, topology))
+
+
+def _strays(root: str, topology: Topology | None) -> tuple[Stray, ...] | None:
+    isolated = topology.isolated & topology.online if topology else frozenset()
+    if not isolated:
+        return ()
+    if text(f"{root}/proc/1/stat") is None:  # mounted with hidepid=
+        return None
+    return tuple(stray for stray in _last_ran_on(root, isolated) if not _is_guests(root, stray))
+
+
+def _last_ran_on(root: str, cpus: frozenset[int]) -> Iterator[Stray]:
+    for pid in filter(str.isdecimal, listed(f"{root}/proc") or ()):
+        for tid in filter(str.isdecimal, listed(f"{root}/proc/{pid}/task") or ()):
+            stray = _thread(int(tid), text(f"{root}/proc/{pid}/task/{tid}/stat") or "")
+            if stray and stray.cpu in cpus:
+                yield stray
+
+
+def _thread(tid: int, told: str) -> Stray | None:
+    """Fields 2, 9 and 39 of stat (proc(5)); None for a thread that has ended or that the kernel has bound."""
+    head, _, tail = told.rpartition(")")
+    words = tail.split()
+    try:
+        flags, cpu = int(words[6]), int(words[36])
+    except (IndexError, ValueError):
+        return None
+    name = head.partition("(")[2]
+    works_for_guest = flags & _PF_KTHREAD and name.startswith(("kvm-", "vhost-"))
+    return None if flags & _PF_NO_SETAFFINITY or works_for_guest else Stray(tid, name, cpu)
+
+
+def _is_guests(root: str, stray: Stray) -> bool:
+    return "/kvm.slice/" in (text(f"{root}/proc/{stray.tid}/cgroup") or "")
+
+
+def _memory(root: str, guests: Mapping[str, Claim]) -> Memory:
+    memory = f"{root}/sys/kernel/mm"
+    host = _attempt(lambda: config.read_host(configs.HOST_FILE, configs.read_host(root)))
+    return Memory(
+        pools=tuple(_pools(root)),
+        transparent=text(f"{memory}/transparent_hugepage/enabled"),
+        ksm=text(f"{memory}/ksm/run"),
+        policy=host.ksm if host else "",
+        swap=_attempt(lambda: _swap(text(f"{root}/proc/swaps"))),
+        swapped={name: _attempt(lambda one=claim: _swapped(root, one)) or 0 for name, claim in guests.items()},  # type: ignore[misc]
+        balancing=text(f"{root}/proc/sys/kernel/numa_balancing"),
+    )
+
+
+def _pools(root: str) -> Iterator[Pool]:
+    nodes = f"{root}/sys/devices/system/node"
+    for node in _numbers(r"node(\d{1,4})", listed(nodes) or ()):
+        for kibibytes in _numbers(r"hugepages-(\d{1,12})kB", listed(f"{nodes}/node{node}/hugepages") or ()):
+            pool = _attempt(lambda node=node, size=kibibytes << 10: hugepages.pool(root, node, size))  # type: ignore[misc]
+            if pool:
+                yield Pool(node, kibibytes << 10, pool.total, pool.free)
+
+
+def _numbers(pattern: str, names: Iterable[str]) -> list[int]:
+    found = (re.fullmatch(pattern, name, re.ASCII) for name in names)
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _swap(told: str | None) -> tuple[int, int] | None:
+    """Size and use in bytes of all of /proc/swaps (proc(5)), whose columns are in KiB. Raises ValueError."""
+    if not told or not told.startswith("Filename"):
+        return None
+    rows = [line.split() for line in told.splitlines()[1:]]
+    if any(len(row) < 4 for row in rows):
+        raise ValueError(told)
+    return sum(int(row[-3]) << 10 for row in rows), sum(int(row[-2]) << 10 for row in rows)
+
+
+def _swapped(root: str, claim: Claim) -> int:
+    """VmSwap of /proc/PID/status of the guest's processes, in bytes."""
+    told = "\n".join(text(f"{root}/proc/{pid}/status") or "" for pid in cgroup.processes(root, claim))
+    return sum(
+        int(kibibytes) << 10 for kibibytes in re.findall(r"^VmSwap:\s*(\d{1,15}) kB", told, re.ASCII | re.MULTILINE)
+    )
+
+
+def _system(root: str) -> System:
+    return System(
+        release=text(f"{root}/proc/sys/kernel/osrelease"),
+        command_line=text(f"{root}/proc/cmdline"),
+        controllers=text(f"{root}/sys/fs/cgroup/cgroup.controllers"),
+        booted=os.path.isdir(f"{root}/run/systemd/system"),  # sd_booted(3)
+        clocksource=text(f"{root}/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+        vendor=text(f"{root}/sys/class/dmi/id/sys_vendor") or "",
+    )
