@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A QEMU that misbehaves by name: `fake_qemu.py SOCKET BEHAVIOUR VCPUS`, a real process with a thread for each vCPU.
 
-Tests start it with `running`; everything below the marked line runs in the process of its own.
+Tests start it with `running`, or have it started as the program that `program` makes; everything below the marked line
+runs in the process of its own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 
@@ -48,7 +50,28 @@ def running(behaviour: str, vcpus: int = 2) -> Iterator[Running]:
         shutil.rmtree(root)
 
 
+@contextlib.contextmanager
+def program(behaviour: str) -> Iterator[str]:
+    """The path of a program that is started as QEMU is, by any user, and speaks over the descriptor it is given."""
+    directory = tempfile.mkdtemp(prefix="q-")
+    os.chmod(directory, 0o755)
+    for file in (__file__, str(RECORDED)):
+        shutil.copy(file, directory)
+    path, python = f"{directory}/qemu", os.path.realpath(sys.executable)
+    with open(path, "w", encoding="utf-8") as script:
+        copy = f"{directory}/{os.path.basename(__file__)}"
+        script.write(f'#!/bin/sh\nexec {python} -I -S {copy} --program {behaviour} "$@"\n')
+    os.chmod(path, 0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(directory)
+
+
 # ---- in its own process ----
+
+# What QEMU 10.0 under KVM on an emulated AMD host, and QEMU 7.2 emulating, said about some of their models.
+RECORDED = Path(__file__).with_name("cpu_models.json")
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": ["oob"]}}
 Reply = dict[str, Any]
@@ -61,6 +84,7 @@ class Qemu:
         self.connection = connection
         self.lines = connection.makefile("rb")
         self.tids = tids
+        self.arguments: dict[str, Any] = {}  # of the last command
 
     def say(self, message: object) -> None:
         self.connection.sendall(json.dumps(message).encode() + b"\n")
@@ -70,7 +94,9 @@ class Qemu:
 
     def heard(self) -> str:
         line = self.lines.readline()
-        return str(json.loads(line)["execute"]) if line else ""
+        request = json.loads(line) if line else {"execute": ""}
+        self.arguments = request.get("arguments", {})
+        return str(request["execute"])
 
     def cpus(self) -> list[Reply]:
         return [
@@ -108,6 +134,37 @@ def list_vcpus(change: Callable[[list[Reply]], object]) -> Callable[[Qemu], None
     return lambda qemu: qemu.serve(
         lambda command: {"return": change(qemu.cpus())} if command == "query-cpus-fast" else None
     )
+
+
+def recorded(version: str, **changed: object) -> Callable[[Qemu], None]:
+    """Answer about CPU models as that QEMU did; `changed` are other answers, by command with underscores."""
+    said = json.loads(RECORDED.read_text("utf-8"))[version]
+    stands_for = {one["name"]: one.get("alias-of", one["name"]) for one in said["definitions"]}
+
+    def expand(name: str) -> object:
+        if name == "max":
+            return dict.fromkeys(said["bools of max"].split(), False) | said["others of max"]
+        on = f"{said['on in all']} {said['on beyond'].get(stands_for[name], '')}"
+        return dict.fromkeys(said["bools of max"].split(), False) | dict.fromkeys(on.split(), True)
+
+    def behave(qemu: Qemu) -> None:
+        def answer(command: str) -> object:
+            if command.replace("-", "_") in changed:
+                return {"return": changed[command.replace("-", "_")]}
+            if command == "query-cpu-definitions":
+                return {"return": said["definitions"]}
+            if command == "query-cpu-model-expansion":
+                name = qemu.arguments["model"]["name"]
+                return {"return": {"model": {"name": name, "props": expand(name)}}}
+            if command == "query-cpus-fast":
+                return {"return": said["cpus"]}
+            if command == "qom-get":
+                return {"return": said["EPYC,+topoext,-vme"][qemu.arguments["property"]]}
+            return None
+
+        qemu.serve(answer)
+
+    return behave
 
 
 def raw(data: bytes) -> Callable[[Qemu], None]:
@@ -223,6 +280,18 @@ BEHAVIOURS: dict[str, Callable[[Qemu], object]] = {
     "vcpus-not-a-list": list_vcpus(lambda _: 3),
     "vcpus-of-strings": list_vcpus(lambda _: ["x"]),
     "vcpus-without-tid": list_vcpus(lambda _: [{"cpu-index": 0}]),
+    "models-10.0": recorded("10.0"),
+    "models-7.2": recorded("7.2"),
+    "models-not-a-list": recorded("10.0", query_cpu_definitions=3),
+    "models-without-names": recorded("10.0", query_cpu_definitions=[{"typename": "x"}]),
+    "models-of-strings": recorded("10.0", query_cpu_definitions=["x"]),
+    "missing-not-a-list": recorded("10.0", query_cpu_definitions=[{"name": "x", "unavailable-features": 3}]),
+    "expansion-of-nothing": recorded("10.0", query_cpu_model_expansion={}),
+    "expansion-not-a-table": recorded("10.0", query_cpu_model_expansion={"model": {"props": 3}}),
+    "refuse-models": refuse("query-cpu-definitions"),
+    "no-vcpu": recorded("10.0", query_cpus_fast=[]),
+    "vcpu-without-path": recorded("10.0", query_cpus_fast=[{"cpu-index": 0}]),
+    "lacks-not-a-list": recorded("10.0", qom_get=3),
     "vcpus-infinite": list_vcpus(lambda cpus: first(cpus, cpu_index=float("inf"))),
 }
 
@@ -242,5 +311,21 @@ def main(path: str, behaviour: str, vcpus: int) -> None:
         _sleep()
 
 
-if __name__ == "__main__":
+def speak(behaviour: str, words: list[str]) -> None:
+    """As QEMU does with `-chardev socket,id=qmp,fd=N`, or say why not."""
+    if behaviour == "no-kvm":
+        print("Could not access KVM kernel module: No such file or directory", file=sys.stderr)
+        sys.exit("qemu-system-x86_64: failed to initialize kvm: No such file or directory")
+    descriptor = next(word.rpartition("fd=")[2] for word in words if word.startswith("socket,"))
+    with (
+        socket.socket(fileno=int(descriptor)) as connection,
+        contextlib.suppress(BrokenPipeError, ConnectionResetError),
+    ):
+        BEHAVIOURS[behaviour](Qemu(connection, []))
+        _sleep()
+
+
+if __name__ == "__main__" and sys.argv[1] == "--program":
+    speak(sys.argv[2], sys.argv[3:])
+elif __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
