@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What `kvmsup cpu-models` and `kvmsup check` say of a CPU model is what becomes of a guest that asks for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.host import guests
+from tests.lab.host import Host
+
+# The lab's KVM lacks these of EPYC-v1.
+LACKING = ("vme", "cx16", "fxsr-opt", "misalignsse", "osvw", "xsavec")
+
+
+def guest(cpu: str) -> str:
+    return f"{guests.SHARED}[cpu]\n{cpu}"
+
+
+REFUSED = {
+    "typo": (guest('model = "EPYX"\n'), "cpu.model: QEMU has no CPU model EPYX", "did you mean EPYC?"),
+    "unusable": (
+        guest('model = "EPYC"\n'),
+        f"cpu.model: EPYC needs what this host lacks: {', '.join(LACKING)}",
+        "kvmsup cpu-models --usable lists",
+    ),
+    "feature": (
+        guest('features = ["+avx512f"]\n'),
+        "cpu.features[0]: this host has no avx512f",
+        "leave it out",
+    ),
+    "relative": (
+        guest('model = "pentium3"\n'),
+        "cpu.model: pentium3 needs what this host lacks: vme",
+        'model = "qemu32-v1", or features = ["-vme"]',
+    ),
+}
+RUNNING = {
+    "named": guest('model = "qemu32"\n'),
+    "less": guest('model = "pentium3"\nfeatures = ["-vme"]\n'),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def configured(host: Host) -> None:
+    guests.keep_supervisor(host)
+    guests.configure(host, RUNNING | {name: text for name, (text, _, _) in REFUSED.items()})
+
+
+def test_the_list_knows_what_runs_here(host: Host) -> None:
+    listed = {one["name"]: one for one in guests.kvmsup(host, "cpu-models")["models"]}
+    usable = {one["name"] for one in guests.kvmsup(host, "cpu-models --usable")["models"]}
+    assert usable == {name for name, one in listed.items() if not one["missing"]}
+    assert {"host", "max", "qemu32"} <= usable
+    assert listed["qemu32"]["alias_of"] == "qemu32-v1"
+    assert listed["EPYC-v1"]["missing"] == list(LACKING)
+    assert listed["EPYC"]["alias_of"] == "EPYC-v1"
+    one = host.run("kvmsup cpu-models EPYC", check=False)
+    assert (one.rc, one.stdout.splitlines()[0]) == (1, "EPYC, which is EPYC-v1 with q35: unusable on this host")
+    assert host.run("pgrep -c qemu-system", check=False).stdout == "0\n"
+
+
+def test_what_is_usable_runs_and_has_it_all(host: Host) -> None:
+    assert host.run(f"kvmsup check {' '.join(RUNNING)}").rc == 0
+    host.run(f"systemctl start {' '.join(f'kvm@{name}' for name in RUNNING)}", timeout=240)
+    for name, model, features in (("named", "qemu32", []), ("less", "pentium3", ["-vme"])):
+        status = guests.kvmsup(host, f"status {name}")
+        assert status["cpu"] == {"model": model, "features": features, "missing": []}
+        assert status["drift"] is False
+        assert "enforce=on" in host.read(f"/proc/{guests.pid(host, name)}/cmdline")
+    for name in RUNNING:
+        guests.kill(host, name)
+
+
+def test_a_guest_without_enforce_that_lacks_features_is_seen(host: Host) -> None:
+    """Somebody edits the command line: status says what the guest lacks, and exits 1."""
+    line = host.run("systemctl show -P ExecStart kvm@less").stdout.partition("argv[]=")[2].partition(" ; ")[0]
+    weak = line.replace("-vme,enforce=on", "+avx512f")
+    assert weak != line
+    host.run("mkdir -p /run/systemd/system/kvm@less.service.d")
+    text = f"[Service]\nExecStart=\nExecStart={weak}\n"
+    host.put(text.encode(), "/run/systemd/system/kvm@less.service.d/99-weak.conf")
+    host.run("systemctl daemon-reload")
+    guests.start(host, "less")
+    told = host.run("kvmsup status less", check=False)
+    assert told.rc == 1
+    assert "  cpu        pentium3 +avx512f, drift: it lacks vme, avx512f\n" in told.stdout
+    guests.kill(host, "less")
+    host.run("rm /run/systemd/system/kvm@less.service.d/99-weak.conf; systemctl daemon-reload")
+
+
+def test_what_is_unusable_is_refused_by_check_and_at_start_alike(host: Host) -> None:
+    checked = host.run(f"kvmsup check {' '.join(REFUSED)}", check=False)
+    assert checked.rc == 1
+    names = " ".join(f"kvm@{name}" for name in REFUSED)
+    assert host.run(f"systemctl start {names}", check=False, timeout=240).rc == 1
+    for name, (_, sentence, hint) in REFUSED.items():
+        assert guests.state(host, f"kvm@{name}") == "failed"
+        for said in (checked.stderr, guests.said(host, name)):
+            lines = said.splitlines()
+            at = next(index for index, line in enumerate(lines) if line.startswith(f"/etc/kvmsup/{name}.toml:"))
+            assert lines[at].endswith(sentence)
+            assert "^" in lines[at + 2]
+            assert hint in lines[at + 3]
+    host.run("systemctl reset-failed 'kvm*'")
+    for name in REFUSED:
+        guests.released(host, name)
+    assert guests.leftovers(host) == []
+
+
+def test_a_guest_sees_its_model_and_siblings(host: Host) -> None:
+    """A Linux guest of a named model: what it was not to have is not in its /proc/cpuinfo."""
+    guests.install_demo(host)
+    demo = host.read("/etc/kvmsup/demo.toml")
+    without = ", ".join(f'"-{name}"' for name in LACKING)
+    cpu = f'model = "EPYC-v1"\nfeatures = [{without}]\nvcpus = 2\ncores = 1\nthreads = 2\n'
+    head, _, rest = demo.partition("[cpu]\n")
+    guests.configure(host, {"demo": f"{head}[cpu]\n{cpu}\n[{rest.partition('[')[2]}"})
+    guests.start(host, "demo")
+    host.wait_for("journalctl -b -u kvm@demo | grep -q 'demo: ready'", timeout=150)
+    said = guests.said(host, "demo")
+    assert "model: AMD EPYC Processor" in said
+    assert said.count("core 0 siblings 0-1") == 2
+    assert guests.kvmsup(host, "status demo")["cpu"]["missing"] == []
+    typed = (
+        "{ sleep 1; echo 'grep -m1 ^flags /proc/cpuinfo'; sleep 8; printf '\\035'; } | timeout 30 kvmsup console demo"
+    )
+    flags = host.run(typed).stdout.split("flags")[-1].split()
+    assert {"avx2", "sha_ni", "topoext"} <= set(flags)
+    assert not {"vme", "cx16", "misalignsse", "osvw", "xsavec"} & set(flags)
+    guests.stop(host, "demo")
+    assert guests.leftovers(host) == []
