@@ -2,7 +2,7 @@
 # make demo    a guest on a real host, from nothing: builds the host and the package, starts kvm@demo, shows it
 # make check   the quick loop: lint, types, unit and golden tests; no root, no KVM, under a minute
 # make test    make check, and everything on real hosts: what CI runs
-# make golden  write the expected units anew from tests/golden; read the diff like code
+# make golden  write the expected units and pictures anew; read the diff like code
 # make deb     build/kvmsup_VERSION_all.deb
 # make lab     a root shell on a fresh host with the package installed
 # make install DESTDIR=…
@@ -34,6 +34,7 @@ test: $(VENV)/ready $(DEB) | tools
 
 golden: $(VENV)/ready
 	$(PYTHON) -m tests.golden
+	$(PYTHON) -m tests.unit.pictures
 
 lab: $(DEB) | tools
 	python3 -m tests.lab shell --deb $(DEB)

@@ -47,6 +47,16 @@ def pool(root: str, node: int, page_size: int) -> Pool:
 _POOL_FILES = ("nr_hugepages", "free_hugepages", "surplus_hugepages")
 
 
+def pools(root: str, node: int) -> dict[int, Pool]:
+    """The pools of `node` by page size (bytes), ascending; none where the kernel has none. Raises HostError."""
+    try:
+        names = os.listdir(f"{root}/sys/devices/system/node/node{node}/hugepages")
+    except OSError:
+        return {}
+    sizes_there = sorted(int(name[10:-2]) << 10 for name in names if name[10:-2].isdecimal())
+    return {page_size: pool(root, node, page_size) for page_size in sizes_there}
+
+
 def resize(root: str, node: int, page_size: int, total: int) -> Pool:
     """Ask for `total` pages and return what came of it. Raises HostError when the kernel refuses outright."""
     files.write_attribute(f"{_directory(root, node, page_size)}/nr_hugepages", str(total))

@@ -19,11 +19,16 @@ _kvmsup() {
         compopt -o dirnames 2>/dev/null
         return
     fi
+    if [[ $previous == --svg ]]; then
+        compopt -o default 2>/dev/null
+        return
+    fi
     case $verb in
-        '') words='check console cpu-models host list status --help --version' ;;
+        '') words='check console cpu-models host list status topology --help --version' ;;
         check) words="$(_kvmsup_guests) --root --json --help" ;;
         console | status) words="$(_kvmsup_guests) --json --help" ;;
         cpu-models) words='--usable --machine --accel --json --help' ;;
+        topology) words='--svg --root --json --help' ;;
         host | list) words='--json --help' ;;
     esac
     [[ $current == -* || $verb != '' ]] || words=${words%% --*}
