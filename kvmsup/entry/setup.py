@@ -12,14 +12,14 @@ import time
 from typing import NamedTuple
 
 from kvmsup import cpulist, sizes
-from kvmsup.effects import claims, configs, fence, hugepages, journal, kvm, ledger, sysfs
+from kvmsup.effects import claims, configs, fence, hugepages, journal, kvm, ledger, room, sysfs
 from kvmsup.errors import HostError, KvmsupError, Refusal
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host, is_name
 from kvmsup.model.topology import Topology
 from kvmsup.plan import dropin, pages
-from kvmsup.plan.placement import Placement, place
+from kvmsup.plan import placement as placing
 from kvmsup.plan.refusals import Taken
 from kvmsup.steps import step
 
@@ -142,43 +142,11 @@ def _take(request: Request, root: str) -> None:
         return
     others = list(standing.values())
     step("setup.place")
-    placement = place(request.guest, request.host, request.topology, others, _free(request, root, others))
+    free = room.free(root, request.topology.nodes, request.guest.memory.page_size, others)
+    placement = placing.place(request.guest, request.host, request.topology, others, free)
     if mine:
         ledger.release(root, mine, others)
-    _reserve(root, _claim(request, placement), others)
-
-
-def _free(request: Request, root: str, others: list[Claim]) -> dict[int, int]:
-    """Free bytes by node, with those in the pool of the guest's own page size that nobody else was promised."""
-    free = sysfs.free_memory(root, request.topology.nodes)
-    page_size = request.guest.memory.page_size
-    for node in free if page_size else ():
-        promised = hugepages.promised(root, node, page_size, others)
-        free[node] += max(0, hugepages.pool(root, node, page_size).free - promised) * page_size
-    return free
-
-
-def _claim(request: Request, placement: Placement) -> Claim:
-    guest = request.guest
-    scheduler = guest.placement.scheduler
-    return Claim(
-        guest=guest.name,
-        held=False,
-        dedicated=guest.placement.dedicated,
-        vcpu=placement.vcpu,
-        idle=placement.idle,
-        emulator=placement.emulator,
-        scheduler=f"{scheduler.policy}:{scheduler.priority}" if scheduler else "",
-        nodes=placement.nodes,
-        page_size=guest.memory.page_size,
-        pages={min(placement.nodes): guest.pages} if guest.pages else {},
-        grown={},
-        before={},
-        vcpus=guest.cpu.vcpus,
-        # Hugepages and locked memory are never merged: consent to it changes nothing.
-        ksm=guest.memory.ksm and not guest.memory.page_size and not guest.memory.lock,
-        loaded=request.loaded,
-    )
+    _reserve(root, placing.claim(request.guest, placement, request.loaded), others)
 
 
 def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:

@@ -30,8 +30,11 @@ class Claim(NamedTuple):
     vcpu: tuple[frozenset[int], ...]  # host CPUs by vCPU index, maxcpus long
     idle: frozenset[int]  # siblings of its vCPUs' CPUs that nobody may use, itself included
     emulator: frozenset[int]
+    iothread: Mapping[str, frozenset[int]]  # by the iothread's name
     scheduler: str  # "" | fifo:10 | rr:10
+    core_scheduling: bool
     nodes: frozenset[int]  # where its memory is; empty: anywhere
+    cells: tuple[int, ...]  # the host node of each guest node; empty: the guest sees one
     page_size: int
     pages: Mapping[int, int]
     grown: Mapping[int, int]
@@ -56,10 +59,14 @@ def render(claim: Claim) -> str:
         "VCPU_CPUS": " ".join(map(cpulist.render, claim.vcpu)),
         "IDLE_CPUS": cpulist.render(claim.idle),
         "EMULATOR_CPUS": cpulist.render(claim.emulator),
+        "IOTHREAD_CPUS": " ".join(f"{name}={cpulist.render(cpus)}" for name, cpus in claim.iothread.items()),
         "SCHEDULER": claim.scheduler,
+        "CORE_SCHEDULING": "yes" if claim.core_scheduling else "no",
         "NODES": cpulist.render(claim.nodes),
         # QEMU takes one range at a time: host-nodes=0-1,host-nodes=3 (qapi/qom.json, MemoryBackendProperties).
         "HOST_NODES": cpulist.render(claim.nodes).replace(",", ",host-nodes="),
+        "CELLS": " ".join(map(str, claim.cells)),
+        **{f"CELL_{number}": str(node) for number, node in enumerate(claim.cells)},
         "PAGE_SIZE": str(claim.page_size),
         "PAGES": _counts(claim.pages),
         "PAGES_GROWN": _counts(claim.grown),
@@ -86,8 +93,11 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             vcpu=tuple(map(cpulist.parse, variables["KVMSUP_VCPU_CPUS"].split())),
             idle=cpulist.parse(variables.get("KVMSUP_IDLE_CPUS", "")),
             emulator=cpulist.parse(variables["KVMSUP_EMULATOR_CPUS"]),
+            iothread=_parse_iothreads(variables.get("KVMSUP_IOTHREAD_CPUS", "")),
             scheduler=variables["KVMSUP_SCHEDULER"],
+            core_scheduling=variables.get("KVMSUP_CORE_SCHEDULING", "no") == "yes",
             nodes=cpulist.parse(variables["KVMSUP_NODES"]),
+            cells=tuple(map(int, variables.get("KVMSUP_CELLS", "").split())),
             page_size=int(variables["KVMSUP_PAGE_SIZE"]),
             pages=_parse_counts(variables["KVMSUP_PAGES"]),
             grown=_parse_counts(variables["KVMSUP_PAGES_GROWN"]),
@@ -107,3 +117,8 @@ def _counts(counts: Mapping[int, int]) -> str:
 def _parse_counts(text: str) -> dict[int, int]:
     pairs = (word.split("=") for word in text.split())
     return {int(node): int(count) for node, count in pairs}
+
+
+def _parse_iothreads(text: str) -> dict[str, frozenset[int]]:
+    pairs = (word.split("=") for word in text.split())
+    return {name: cpulist.parse(cpus) for name, cpus in pairs}

@@ -8,18 +8,22 @@ from typing import NamedTuple
 
 from kvmsup import sizes
 from kvmsup.errors import ConfigError, Diagnostic
-from kvmsup.model import wishes
+from kvmsup.model import cells, wishes
 from kvmsup.model.guest import Cpu, Guest, Host, Machine, Memory
 from kvmsup.model.table import Document, Table
 from kvmsup.model.topology import Topology
 
 # Every key there is. A test holds this against the goldens and the man pages.
 GUEST_KEYS = {
-    "": ("description", "machine", "cpu", "placement", "memory"),
+    "": ("description", "machine", "cpu", "placement", "memory", "iothread", "numa"),
     "machine": ("type", "accel", "kernel", "initrd", "cmdline"),
     "cpu": ("model", "features", "vcpus", "maxcpus", "sockets", "dies", "cores", "threads"),
-    "placement": ("cpus", "smt", "nodes", "emulator", "scheduler", "vcpu"),
+    "placement": ("cpus", "smt", "nodes", "emulator", "scheduler", "core-scheduling", "vcpu"),
     "memory": ("size", "hugepages", "lock", "ksm"),
+    "iothread": (),
+    "iothread.NAME": ("cpus",),
+    "numa": (),
+    "numa.N": ("vcpus", "memory", "host-node"),
 }
 HOST_KEYS = {
     "": ("cpu", "ksm"),
@@ -62,7 +66,9 @@ def read_guest(name: str, file: str, content: bytes, topology: Topology | None =
         what = "the guest sees SMT siblings, but vCPUs on shared CPUs are none"
         _section(top, "cpu").note("threads", what, 'threads = 1, or cpus = "dedicated"', severity="warning")
     memory = _memory(_section(top, "memory"))
-    guest = Guest(name, description, machine, cpu, placement, memory)
+    iothreads = wishes.read_iothreads(_section(top, "iothread"), GUEST_KEYS["iothread.NAME"], topology)
+    found = cells.read(_section(top, "numa"), GUEST_KEYS["numa.N"], cpu, memory, topology)
+    guest = Guest(name, description, machine, cpu, placement, memory, iothreads, found)
     return Read(guest, _warnings_or_raise(document), document)
 
 

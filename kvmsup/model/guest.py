@@ -54,7 +54,23 @@ class Wishes(NamedTuple):
     emulator: frozenset[int] | None  # host CPUs of every thread that is not a vCPU
     scheduler: Scheduler | None
     smt: str  # prefer | require | isolate: what becomes of the siblings of dedicated CPUs
+    core_scheduling: bool  # whether only this guest's threads may share a core at one time
     vcpu: tuple[frozenset[int], ...]  # host CPUs by vCPU index; empty, or maxcpus long
+
+
+class IoThread(NamedTuple):
+    """A thread of QEMU for the I/O of devices; `cpus` are host CPUs, None for the emulator's."""
+
+    name: str
+    cpus: frozenset[int] | None
+
+
+class Cell(NamedTuple):
+    """One of the guest's own NUMA nodes: its vCPUs by index, its memory in bytes, and the host node, if chosen."""
+
+    vcpus: frozenset[int]
+    memory: int
+    host_node: int | None
 
 
 class Memory(NamedTuple):
@@ -75,11 +91,14 @@ class Guest(NamedTuple):
     cpu: Cpu
     placement: Wishes
     memory: Memory
+    iothreads: tuple[IoThread, ...]
+    cells: tuple[Cell, ...]  # none: the guest sees one node
 
     @property
     def bound(self) -> bool:
         """Whether its memory is bound to the nodes that setup claims."""
-        return self.placement.dedicated or self.memory.page_size > 0 or self.placement.nodes is not None
+        chosen = self.placement.nodes is not None or bool(self.cells)
+        return chosen or self.placement.dedicated or self.memory.page_size > 0
 
     @property
     def pages(self) -> int:

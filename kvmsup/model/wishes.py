@@ -7,10 +7,13 @@ import re
 from collections.abc import Mapping
 
 from kvmsup import cpulist
-from kvmsup.model.guest import Cpu, Scheduler, Wishes
+from kvmsup.model.guest import Cpu, IoThread, Scheduler, Wishes
 from kvmsup.model.table import Table
 from kvmsup.model.topology import Topology
 
+# "IO NAME" is the thread's name, of which the kernel keeps 15 characters (TASK_COMM_LEN).
+# Names that memory backends have are not free (plan/qemu.py).
+_IOTHREAD = re.compile(r"(?!mem[0-9])[a-z][a-z0-9-]{0,11}")
 _SCHEDULER = re.compile(r"(fifo|rr):([1-9][0-9]?)")
 
 
@@ -31,7 +34,7 @@ def read(table: Table, cpu: Cpu, topology: Topology | None) -> Wishes:
         table.note("scheduler", what, 'add cpus = "dedicated", or leave scheduler out', at_key=True)
     smt = _smt(table, cpu, dedicated)
     vcpu = _pins(table, cpu, dedicated, smt, topology) if "vcpu" in table else ()
-    return Wishes(dedicated, nodes, emulator, scheduler, smt, vcpu)
+    return Wishes(dedicated, nodes, emulator, scheduler, smt, table.boolean("core-scheduling", False), vcpu)
 
 
 def _smt(table: Table, cpu: Cpu, dedicated: bool) -> str:
@@ -43,6 +46,23 @@ def _smt(table: Table, cpu: Cpu, dedicated: bool) -> str:
         what = f"cpu.threads = {cpu.threads} needs siblings that run together, which this keeps idle"
         table.note("smt", what, 'threads = 1, or smt = "require"')
     return smt
+
+
+def read_iothreads(table: Table, keys: tuple[str, ...], topology: Topology | None) -> tuple[IoThread, ...]:
+    """The [iothread.NAME] tables, by name."""
+    found = []
+    for name in sorted(table):
+        if not _IOTHREAD.fullmatch(name):
+            rule = "a lower-case letter, then up to 11 lower-case letters, digits and dashes"
+            table.note(name, "not a name for an iothread", rule, at_key=True)
+            continue
+        one = table.table(name, keys)
+        cpus = one.cpus("cpus", '"0"')
+        if cpus and topology:
+            check_on_host(one, "cpus", cpus, topology)
+            _check_balanced(one, "cpus", cpus, topology)
+        found.append(IoThread(name, cpus))
+    return tuple(found)
 
 
 def _scheduler(table: Table) -> Scheduler | None:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 from kvmsup import cpulist, sizes
 from kvmsup.errors import Refusal
 from kvmsup.model.claim import Claim
-from kvmsup.model.guest import Guest, Host
+from kvmsup.model.guest import Guest, Host, IoThread
 from kvmsup.model.topology import Topology
-from kvmsup.plan import packing, refusals
+from kvmsup.plan import cells, packing, refusals
 from kvmsup.plan.refusals import Taken
 from kvmsup.plan.scene import OWNED, Scene, around
 
@@ -22,13 +22,15 @@ from kvmsup.plan.scene import OWNED, Scene, around
 class Placement(NamedTuple):
     """Host CPUs by vCPU index (maxcpus of them), those of every other thread, and the nodes of the memory.
 
-    `why` says in sentences how that came about.
+    `cells` has the host node of each guest node. `why` says in sentences how that came about.
     """
 
     vcpu: tuple[frozenset[int], ...]
     idle: frozenset[int]  # siblings that are kept free
     emulator: frozenset[int]
+    iothread: Mapping[str, frozenset[int]]
     nodes: frozenset[int]  # empty: memory is not bound
+    cells: tuple[int, ...]
     why: tuple[str, ...]
 
 
@@ -42,19 +44,57 @@ def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim],
     scene = around(guest, host, topology, claims, free)
     why: list[str] = []
     if guest.placement.vcpu:
-        vcpu = _chosen_by_user(guest, scene, why)
+        vcpu, host_nodes = _chosen_by_user(guest, scene, why)
     elif guest.placement.dedicated:
-        vcpu = _dedicated(guest, scene, why)
+        vcpu, host_nodes = _dedicated(guest, scene, why)
     else:
-        vcpu = _shared(guest, scene, why)
+        vcpu, host_nodes = _shared(guest, scene, why)
     cpus = frozenset().union(*vcpu)
     idle = _idle(guest, scene, cpus, why)
     _check_nobody_is_stranded(guest, scene, cpus | idle)
     emulator = _emulator(guest, scene, cpus, why)
-    return Placement(vcpu, idle, emulator, _memory_nodes(guest, scene, cpus, why), tuple(why))
+    iothread = {one.name: _iothread(guest, one, scene, cpus, emulator) for one in guest.iothreads}
+    nodes = frozenset(host_nodes) or _memory_nodes(guest, scene, cpus, why)
+    for number, node in enumerate(host_nodes):
+        why.append(f"guest node {number} on node {node}")
+    return Placement(vcpu, idle, emulator, iothread, nodes, host_nodes, tuple(why))
 
 
-def _chosen_by_user(guest: Guest, scene: Scene, why: list[str]) -> tuple[frozenset[int], ...]:
+def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
+    """What `guest` claims with `placement`; `loaded` is the fingerprint of its configuration. Not held yet."""
+    scheduler = guest.placement.scheduler
+    page_size = guest.memory.page_size
+    pages = {min(placement.nodes): guest.pages} if guest.pages and not guest.cells else {}
+    for cell, node in zip(guest.cells, placement.cells, strict=True) if page_size else ():
+        pages[node] = pages.get(node, 0) + cell.memory // page_size
+    return Claim(
+        guest=guest.name,
+        held=False,
+        dedicated=guest.placement.dedicated,
+        vcpu=placement.vcpu,
+        idle=placement.idle,
+        emulator=placement.emulator,
+        iothread=placement.iothread,
+        scheduler=f"{scheduler.policy}:{scheduler.priority}" if scheduler else "",
+        core_scheduling=guest.placement.core_scheduling,
+        nodes=placement.nodes,
+        cells=placement.cells,
+        page_size=page_size,
+        pages=pages,
+        grown={},
+        before={},
+        vcpus=guest.cpu.vcpus,
+        # Hugepages and locked memory are never merged: consent to it changes nothing.
+        ksm=guest.memory.ksm and not page_size and not guest.memory.lock,
+        loaded=loaded,
+    )
+
+
+# Host CPUs by vCPU index, and host nodes by guest node.
+Chosen = tuple[tuple[frozenset[int], ...], tuple[int, ...]]
+
+
+def _chosen_by_user(guest: Guest, scene: Scene, why: list[str]) -> Chosen:
     cpus = frozenset().union(*guest.placement.vcpu)
     refusals.check_free("placement.vcpu", cpus, scene.holders)
     if guest.placement.dedicated and cpus & scene.housekeeping:
@@ -67,7 +107,7 @@ def _chosen_by_user(guest: Guest, scene: Scene, why: list[str]) -> tuple[frozens
         what = f"placement.vcpu: CPU {cpulist.render(outside)} is not on node {node}"
         raise Refusal(what, "make placement.nodes and placement.vcpu agree")
     why.append(f"CPU {cpulist.render(cpus)}: chosen in [placement.vcpu]")
-    return guest.placement.vcpu
+    return guest.placement.vcpu, cells.chosen_by_user(guest, scene.topology)
 
 
 def _idle(guest: Guest, scene: Scene, cpus: frozenset[int], why: list[str]) -> frozenset[int]:
@@ -85,7 +125,7 @@ def _idle(guest: Guest, scene: Scene, cpus: frozenset[int], why: list[str]) -> f
     return idle
 
 
-def _shared(guest: Guest, scene: Scene, why: list[str]) -> tuple[frozenset[int], ...]:
+def _shared(guest: Guest, scene: Scene, why: list[str]) -> Chosen:
     """Every vCPU may run on every CPU that is nobody's; the scheduler does not balance isolated ones."""
     topology = scene.topology
     cpus = topology.cpus_of(guest.placement.nodes or topology.nodes) - topology.isolated
@@ -95,23 +135,32 @@ def _shared(guest: Guest, scene: Scene, why: list[str]) -> tuple[frozenset[int],
     where = f" of node {cpulist.render(guest.placement.nodes)}" if guest.placement.nodes else ""
     isolated = " and isolcpus= does not name" if topology.isolated else ""
     why.append(f"CPU {cpulist.render(free)}: shared, so every CPU{where} that nobody owns{isolated}")
-    return (free,) * guest.cpu.maxcpus
+    if not guest.cells:
+        return (free,) * guest.cpu.maxcpus, ()
+    nodes = cells.shared(guest, scene, free)
+    node_of = {index: node for cell, node in zip(guest.cells, nodes, strict=True) for index in cell.vcpus}
+    return tuple(free & topology.cpus_of((node_of[index],)) for index in range(guest.cpu.maxcpus)), nodes
 
 
-def _dedicated(guest: Guest, scene: Scene, why: list[str]) -> tuple[frozenset[int], ...]:
+def _dedicated(guest: Guest, scene: Scene, why: list[str]) -> Chosen:
     """One CPU a vCPU, where packing finds the best place."""
     topology = scene.topology
     demand = packing.Demand(guest.cpu.maxcpus, guest.cpu.threads, guest.placement.smt)
     allowed = topology.cpus_of(guest.placement.nodes or topology.nodes) - scene.housekeeping
     refusals.check_siblings(demand, topology, allowed)
-    cores = packing.cores(topology, allowed.difference(scene.holders, scene.kept), demand)
+    free = allowed.difference(scene.holders, scene.kept)
+    cores = packing.cores(topology, free, demand)
+    if guest.cells:
+        found, nodes = cells.dedicated(guest, scene, free)
+        why += _reasons(packing.Fit(tuple(found.values()), tuple(sorted(set(nodes)))), cores, topology)
+        return tuple(frozenset((found[index],)) for index in range(guest.cpu.maxcpus)), nodes
     roomy = frozenset(node for node in topology.nodes if scene.free.get(node, 0) >= guest.memory.size)
     fit = packing.fit(cores, demand, topology, roomy)
     # Hugepages are reserved on one node.
     if fit is None or (guest.pages and len(fit.nodes) > 1):
         raise refusals.too_few(guest, scene, cores)
     why += _reasons(fit, cores, topology)
-    return tuple(frozenset((cpu,)) for cpu in fit.cpus)
+    return tuple(frozenset((cpu,)) for cpu in fit.cpus), ()
 
 
 def _reasons(fit: packing.Fit, cores: Sequence[packing.Core], topology: Topology) -> list[str]:
@@ -156,7 +205,7 @@ def _emulator(guest: Guest, scene: Scene, cpus: frozenset[int], why: list[str]) 
     topology = scene.topology
     if wished is not None:
         refusals.check_free("placement.emulator", wished, scene.holders)
-        refusals.check_real_time(guest, cpus & wished)
+        refusals.check_real_time(guest, "placement.emulator", cpus & wished)
         return wished
     free = scene.housekeeping.difference(scene.holders, cpus if guest.placement.dedicated else ())
     free = free or topology.online.difference(scene.holders, cpus if guest.placement.dedicated else ())
@@ -170,6 +219,18 @@ def _emulator(guest: Guest, scene: Scene, cpus: frozenset[int], why: list[str]) 
         lack = f"cpu.housekeeping in /etc/kvmsup.toml names no CPU of node {nodes}"
         why.append(f"emulator on CPU {cpulist.render(free)}, of another node: {lack}")
     return near or free
+
+
+def _iothread(
+    guest: Guest, thread: IoThread, scene: Scene, cpus: frozenset[int], emulator: frozenset[int]
+) -> frozenset[int]:
+    """Where an iothread runs: as chosen, or with the emulator."""
+    if thread.cpus is None:
+        return emulator
+    asked = f"iothread.{thread.name}.cpus"
+    refusals.check_free(asked, thread.cpus, scene.holders)
+    refusals.check_real_time(guest, asked, cpus & thread.cpus)
+    return thread.cpus
 
 
 def _memory_nodes(guest: Guest, scene: Scene, cpus: frozenset[int], why: list[str]) -> frozenset[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvmsup import sizes
+from kvmsup import cpulist, sizes
 from kvmsup.model.guest import Guest
 from kvmsup.plan.unitfile import Part, Variable, Word
 
@@ -50,6 +50,8 @@ def options(guest: Guest) -> Iterator[Option]:
     )
     yield from _machine(guest)
     yield from _memory(guest)
+    for iothread in guest.iothreads:
+        yield (["-object"], props("iothread", id=iothread.name))
     yield from _monitors(guest)
     yield from _consoles(guest)
     yield (["-device"], ["virtio-rng-pci"])
@@ -59,10 +61,8 @@ def _machine(guest: Guest) -> Iterator[Option]:
     machine, cpu = guest.machine, guest.cpu
     # mem-merge is on by default in QEMU; merging across guests is a side channel and needs consent.
     merge = "on" if guest.memory.ksm else "off"
-    yield (
-        ["-machine"],
-        props(machine.type, memory_backend="mem0", mem_merge=merge, usb="off", vmport="off"),
-    )
+    backend = {} if guest.cells else {"memory_backend": "mem0"}
+    yield (["-machine"], props(machine.type, **backend, mem_merge=merge, usb="off", vmport="off"))
     if machine.accel == "tcg":
         # MemoryDenyWriteExecute= forbids a mapping that is both; split-wx maps the code twice.
         yield (["-accel"], props("tcg", split_wx="on"))
@@ -82,9 +82,23 @@ def _machine(guest: Guest) -> Iterator[Option]:
 
 def _memory(guest: Guest) -> Iterator[Option]:
     memory = guest.memory
-    size = f"{memory.size >> 20}M"
-    yield (["-m"], props(f"size={size}"))
-    values: dict[str, str | int | Variable] = {"id": "mem0", "size": size}
+    yield (["-m"], props(f"size={memory.size >> 20}M"))
+    if not guest.cells:
+        yield _backend(guest, "mem0", memory.size, "KVMSUP_HOST_NODES")
+    for number, cell in enumerate(guest.cells):
+        yield _backend(guest, f"mem{number}", cell.memory, f"KVMSUP_CELL_{number}")
+        cpus = cpulist.render(cell.vcpus).split(",")
+        # One range at a time (qemu(1), -numa).
+        node: Word = props("node", nodeid=number, memdev=f"mem{number}")
+        yield (["-numa"], [*node, *(f",cpus={part}" for part in cpus)])
+    if memory.lock:
+        yield (["-overcommit"], props("mem-lock=on"))
+
+
+def _backend(guest: Guest, name: str, size: int, nodes: str) -> Option:
+    """The memory of the guest, or of one of its nodes, on the host nodes that the claim's variable `nodes` names."""
+    memory = guest.memory
+    values: dict[str, str | int | Variable] = {"id": name, "size": f"{size >> 20}M"}
     if memory.page_size:
         # A private mapping of hugetlb pages would be copied on write and need each page twice.
         kind = "memory-backend-memfd"
@@ -98,10 +112,8 @@ def _memory(guest: Guest) -> Iterator[Option]:
         kind = "memory-backend-ram"
         values |= {"merge": "on" if memory.ksm else "off"}
     if guest.bound:
-        values |= {"policy": "bind", "host_nodes": Variable("KVMSUP_HOST_NODES")}
-    yield (["-object"], props(kind, **values))
-    if memory.lock:
-        yield (["-overcommit"], props("mem-lock=on"))
+        values |= {"policy": "bind", "host_nodes": Variable(nodes)}
+    return (["-object"], props(kind, **values))
 
 
 def _monitors(guest: Guest) -> Iterator[Option]:

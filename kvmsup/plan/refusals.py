@@ -12,7 +12,7 @@ from kvmsup.model.topology import Topology
 from kvmsup.plan import packing
 from kvmsup.plan.scene import EMULATOR, OWNED, Holder, Scene
 
-_PLURAL = {OWNED: "are dedicated to guest", EMULATOR: "run the emulator of guest"}
+_PLURAL = {OWNED: "are dedicated to guest", EMULATOR: "run QEMU's own threads of guest"}
 
 
 class Taken(Refusal):
@@ -46,11 +46,11 @@ def check_free(asked: str, cpus: frozenset[int], holders: Mapping[int, Holder]) 
         raise Taken(f"{asked}: {_told(clash, holders)}", hint, _names(clash, holders))
 
 
-def check_real_time(guest: Guest, both: frozenset[int]) -> None:
-    """Raises Refusal when CPUs of `both` a real-time vCPU and another thread of QEMU are any."""
+def check_real_time(guest: Guest, asked: str, both: frozenset[int]) -> None:
+    """Raises Refusal, beginning with `asked`, when there are CPUs of `both` a real-time vCPU and another thread."""
     if guest.placement.scheduler and both:
-        what = f"placement.emulator: CPU {cpulist.render(both)} is a real-time vCPU's, which would starve QEMU there"
-        raise Refusal(what, "choose other CPUs for the emulator, or leave placement.scheduler out")
+        what = f"{asked}: CPU {cpulist.render(both)} is a real-time vCPU's, which would starve QEMU there"
+        raise Refusal(what, "choose other CPUs for it, or leave placement.scheduler out")
 
 
 def check_siblings(demand: packing.Demand, topology: Topology, allowed: frozenset[int]) -> None:

@@ -10,7 +10,7 @@ from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host
 from kvmsup.model.topology import Topology
 
-OWNED, EMULATOR = "is dedicated to guest", "runs the emulator of guest"
+OWNED, EMULATOR = "is dedicated to guest", "runs QEMU's own threads of guest"
 
 
 class Holder(NamedTuple):
@@ -48,8 +48,9 @@ def _holders(guest: Guest, claims: Sequence[Claim], housekeeping: frozenset[int]
     holders: dict[int, Holder] = {}
     for claim in claims:
         if guest.placement.dedicated:
-            # Where another guest's emulator was put, outside housekeeping, nobody can be alone.
-            holders |= dict.fromkeys(claim.emulator - housekeeping, Holder(claim.guest, EMULATOR))
+            # Where another guest's own threads were put, outside housekeeping, nobody can be alone.
+            busy = claim.emulator.union(*claim.iothread.values()) - housekeeping
+            holders |= dict.fromkeys(busy, Holder(claim.guest, EMULATOR))
         holders |= dict.fromkeys(claim.own_cpus, Holder(claim.guest, OWNED))
     return holders
 

@@ -35,8 +35,13 @@ def dotted(keys: Mapping[str, tuple[str, ...]]) -> list[str]:
     return [f"{table}.{key}" if table else key for table, found in keys.items() for key in found if key not in keys]
 
 
+# Tables of which there may be several, by what stands for their own name.
+SEVERAL = {"iothread": "NAME", "numa": "N"}
+
+
 def written(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in values.items():
+    for name, value in values.items():
+        key = SEVERAL.get(prefix.rstrip("."), name)
         yield prefix + key
         if isinstance(value, dict):
             yield from written(value, f"{prefix}{key}.")

@@ -72,7 +72,7 @@ def literal(word: Word) -> str:
 
 @pytest.mark.parametrize("case", [case for case in CASES if guests(case)], ids=lambda case: case.name)
 def test_systemd_reads_the_very_command_line(case: Path) -> None:
-    names = {"KVMSUP_HOST_NODES": "${KVMSUP_HOST_NODES}"}
+    names = {name: f"${{{name}}}" for name in ("KVMSUP_HOST_NODES", "KVMSUP_CELL_0", "KVMSUP_CELL_1")}
     for guest in guests(case):
         content = (case / f"etc/kvmsup/{guest}.toml").read_bytes()
         asked = config.read_guest(guest, f"{guest}.toml", content).guest

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from kvmsup import cpulist
 from kvmsup.model.claim import Claim
-from kvmsup.model.guest import Cpu, Guest, Host, Machine, Memory, Wishes
+from kvmsup.model.guest import Cell, Cpu, Guest, Host, IoThread, Machine, Memory, Wishes
 from kvmsup.model.topology import LogicalCpu, Topology
 
 Cpus = frozenset[int]
@@ -57,6 +57,8 @@ def guest(
     ksm: bool = False,
     smt: str = "prefer",
     threads: int = 1,
+    iothreads: Mapping[str, str] | None = None,
+    cells: Iterable[Cell] = (),
 ) -> Guest:
     wishes = Wishes(
         dedicated,
@@ -64,6 +66,7 @@ def guest(
         cpulist.parse(emulator) or None,
         None,
         smt,
+        False,
         tuple(map(cpulist.parse, vcpu)),
     )
     return Guest(
@@ -73,6 +76,8 @@ def guest(
         Cpu("host", (), vcpus, vcpus, 1, 1, vcpus // threads, threads),
         wishes,
         Memory(size, page_size, False, ksm),
+        tuple(IoThread(name, cpulist.parse(cpus) or None) for name, cpus in (iothreads or {}).items()),
+        tuple(cells),
     )
 
 
@@ -100,8 +105,11 @@ def claim(
         vcpu=cpus,
         idle=cpulist.parse(idle),
         emulator=cpulist.parse(emulator),
+        iothread={},
         scheduler=scheduler,
+        core_scheduling=False,
         nodes=cpulist.parse(nodes),
+        cells=(),
         page_size=page_size,
         pages=pages or {},
         grown=grown or {},

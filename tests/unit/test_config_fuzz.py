@@ -53,6 +53,8 @@ def fields(needed: Mapping[str, Any], **optional: Any) -> st.SearchStrategy[dict
 GUESTS = fields(
     {"memory": tables(config.GUEST_KEYS, "memory").map(lambda values: {"size": "1G"} | values)},
     **{name: tables(config.GUEST_KEYS, name) for name in ("machine", "cpu", "placement")},
+    iothread=st.dictionaries(LIKELY | TEXTS, tables(config.GUEST_KEYS, "iothread.NAME"), max_size=2),
+    numa=st.dictionaries(st.sampled_from(["0", "1", "2", "x"]), tables(config.GUEST_KEYS, "numa.N"), max_size=3),
     description=LIKELY | TEXTS,
     other=VALUES,
 )
@@ -112,6 +114,11 @@ def check_guest(guest: Guest, topology: Topology | None) -> None:
     if placement.dedicated:
         assert all(len(cpus) == 1 for cpus in placement.vcpu)
         assert len(frozenset().union(*placement.vcpu)) == len(placement.vcpu)
+    unit = guest.memory.page_size or 1 << 20
+    assert all(cell.memory > 0 and not cell.memory % unit for cell in guest.cells)
+    if guest.cells:
+        assert sum(cell.memory for cell in guest.cells) == guest.memory.size
+        assert sorted(index for cell in guest.cells for index in cell.vcpus) == list(range(cpu.maxcpus))
     assert guest.memory.size > 0
     assert guest.memory.size % (guest.memory.page_size or 1 << 20) == 0
 

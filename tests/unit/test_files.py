@@ -176,7 +176,10 @@ FULL = claim(
     grown={0: 12},
     before={0: 500},
     ksm=True,
-)
+)._replace(
+    idle=frozenset((3, 7)), iothread={"io0": frozenset((4,)), "net-1": frozenset((0, 1))}, cells=(1, 0, 3),
+    core_scheduling=True,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("held", [True, False])
@@ -202,13 +205,18 @@ def test_claim_is_what_systemd_reads_too(tmp_path: Path) -> None:
     assert "KVMSUP_HOST_NODES=0-1,host-nodes=3\n" in text
     variables = dict(line.split("=", 1) for line in text.splitlines())
     assert claim_text.from_environment(variables, "x") == FULL
-    assert FULL.own_cpus == {2, 6, 8, 9}
+    assert FULL.own_cpus == {2, 3, 6, 7, 8, 9}
     assert FULL._replace(dedicated=False).own_cpus == frozenset()
     assert tmp_path.exists()
 
 
 # What only systemd reads, and what older claims lack.
-OPTIONAL = ("KVMSUP_HOST_NODES", "KVMSUP_LOADED", "KVMSUP_IDLE_CPUS")
+OPTIONAL = {
+    f"KVMSUP_{name}"
+    for name in (
+        "HOST_NODES", "LOADED", "IDLE_CPUS", "IOTHREAD_CPUS", "CORE_SCHEDULING", "CELLS", "CELL_0", "CELL_1", "CELL_2"
+    )
+}  # fmt: skip
 LINES = claim_text.render(FULL).splitlines()
 
 

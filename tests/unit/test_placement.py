@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from kvmsup import cpulist
 from kvmsup.errors import Refusal
 from kvmsup.model.claim import Claim
-from kvmsup.model.guest import Guest, Host
+from kvmsup.model.guest import Cell, Guest, Host, Scheduler
 from kvmsup.model.topology import Topology
+from kvmsup.plan import placement as placing
 from kvmsup.plan.placement import Placement, place
 from kvmsup.plan.refusals import Taken
 from tests.unit.hosts import HOST, Cpus, claim, guest, host, topology
@@ -101,7 +102,7 @@ class Oracle(NamedTuple):
         return [frozenset(cpus) for cpus in every if self.legal(frozenset(cpus))]
 
     def cost(self, cpus: Cpus) -> tuple[int, ...]:
-        """Nodes; CPUs of cores that are not isolated as wholes; cores that were whole before; CPUs left on the node."""
+        """Nodes; CPUs of cores that are not isolated as wholes; whole cores that are cut; CPUs left on the node."""
         nodes = self.found.nodes_of(cpus)
         cut = [core for core in self.found.cores() if core <= self.free and core & cpus and self.rest(core, cpus)]
         left = self.found.cpus_of(nodes) & self.free - cpus
@@ -266,7 +267,8 @@ def test_a_shared_guest_in_the_way_is_avoided() -> None:
             HOST,
             [claim("web", ["2"]), claim("db", ["3", "5"]), claim("net", ["0"], dedicated=False, emulator="7")],
             "4 dedicated CPUs: there is room for 1 on node 0 (CPU 1), 1 on node 1 (CPU 6);"
-            " CPU 2 is dedicated to guest web, CPU 3,5 are dedicated to guest db, CPU 7 runs the emulator of guest net",
+            " CPU 2 is dedicated to guest web, CPU 3,5 are dedicated to guest db,"
+            " CPU 7 runs QEMU's own threads of guest net",
             ("db", "net", "web"),
         ),
         (
@@ -406,6 +408,87 @@ def test_close_together(found: Topology, asked: Guest, keeping: Host, claims: li
     placed = place(asked, keeping, found, claims, {})
     assert list(map(cpulist.render, placed.vcpu)) == vcpu
     assert placed.why
+
+
+def cell(vcpus: str, host_node: int | None = None, memory: int = 1 << 30) -> Cell:
+    return Cell(cpulist.parse(vcpus), memory, host_node)
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "claims", "nodes", "vcpu"),
+    [
+        # A node each, though one would be enough for both; close together; the largest cell finds room first.
+        (LINE, guest(2, dedicated=True, cells=[cell("0"), cell("1")]), [], (0, 1), ["1", "2"]),
+        (LINE, guest(4, dedicated=True, cells=[cell("0-1"), cell("2-3")]), [], (1, 2), ["2", "3", "4", "5"]),
+        (LINE, guest(3, dedicated=True, cells=[cell("0"), cell("1-2")]), [], (0, 1), ["1", "2", "3"]),
+        (LINE, guest(3, dedicated=True, cells=[cell("0"), cell("1-2")]), [claim("db", ["3", "5"])], (2, 3), None),
+        (LINE, guest(2, dedicated=True, cells=[cell("0", 3), cell("1")]), [], (3, 2), ["6", "4"]),
+        (LINE, guest(2, dedicated=True, cells=[cell("0", 3), cell("1", 3)]), [], (3, 3), ["6", "7"]),
+        # Fewer host nodes than guest nodes.
+        (TWO, guest(3, dedicated=True, cells=map(cell, "012")), [], (0, 1, 0), ["1", "2", "5"]),
+        # Siblings stay together.
+        (TWO, guest(4, dedicated=True, threads=2, cells=[cell("0-1"), cell("2-3")]), [], (0, 1), ["1", "5", "2", "6"]),
+        # Shared guests run anywhere on the cell's node; chosen CPUs say where the cell is.
+        (TWO, guest(2, cells=[cell("0"), cell("1")]), [], (0, 1), ["0-1,4-5", "2-3,6-7"]),
+        (TWO, guest(2, cells=[cell("0"), cell("1")], vcpu=["2", "1"]), [], (1, 0), ["2", "1"]),
+    ],
+)
+def test_cells(
+    found: Topology, asked: Guest, claims: list[Claim], nodes: tuple[int, ...], vcpu: list[str] | None
+) -> None:
+    placed = place(asked, HOST, found, claims, dict.fromkeys(range(4), 4 << 30))
+    assert placed.cells == nodes
+    assert placed.nodes == set(nodes)
+    assert vcpu is None or list(map(cpulist.render, placed.vcpu)) == vcpu
+    for one, node in zip(asked.cells, placed.cells, strict=True):
+        assert found.nodes_of(cpu for index in one.vcpus for cpu in placed.vcpu[index]) == {node}
+
+
+def test_cells_follow_memory_and_claim_pages_by_node() -> None:
+    asked = guest(2, dedicated=True, page_size=PAGES, size=3 << 30, cells=[cell("0", None, 2 << 30), cell("1")])
+    placed = place(asked, HOST, LINE, [], {0: 4 << 30, 1: 1 << 30, 2: 0, 3: 2 << 30})
+    assert placed.cells == (0, 1)
+    assert placing.claim(asked, placed, "").pages == {0: 1024, 1: 512}
+    both = placing.claim(asked, placed._replace(cells=(3, 3)), "")
+    assert both.pages == {3: 1536}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            guest(4, dedicated=True, cells=[cell("0-2", 0), cell("3")]),
+            "4 dedicated CPUs: there is room for 2 on node 0",
+        ),
+        (
+            guest(2, cells=[cell("0"), cell("1")], vcpu=["1-2", "1"]),
+            "placement.vcpu: the CPUs of guest node 0 are on node 0-1",
+        ),
+        (
+            guest(2, cells=[cell("0", 1), cell("1")], vcpu=["1", "1"]),
+            "placement.vcpu: the CPUs of guest node 0 are on node 0, not on 1",
+        ),
+    ],
+)
+def test_cells_refused(asked: Guest, said: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        place(asked, HOST, TWO, [], {})
+    assert caught.value.what.startswith(said)
+
+
+def test_iothreads() -> None:
+    asked = guest(1, dedicated=True, iothreads={"a": "", "b": "6"})
+    placed = place(asked, HOST, TWO, [], {})
+    assert placed.iothread == {"a": {0, 4}, "b": {6}}
+    # Where its iothread runs, outside housekeeping, nobody can be alone.
+    there = claimed(asked, placed)._replace(iothread=placed.iothread)
+    with pytest.raises(Taken, match=r"^placement\.vcpu: CPU 6 runs QEMU's own threads of guest web"):
+        place(guest(1, dedicated=True, vcpu=["6"]), HOST, TWO, [there], {})
+    with pytest.raises(Taken, match=r"^iothread\.a\.cpus: CPU 1 is dedicated to guest db"):
+        place(guest(1, iothreads={"a": "1"}), HOST, TWO, [claim("db", ["1"])], {})
+    hasty = asked._replace(placement=asked.placement._replace(scheduler=Scheduler("fifo", 1), vcpu=(frozenset((6,)),)))
+    with pytest.raises(Refusal, match=r"^iothread\.b\.cpus: CPU 6 is a real-time vCPU's"):
+        place(hasty, HOST, TWO, [], {})
 
 
 def test_the_emulator_is_on_the_guests_own_node() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvmsup import cpulist
-from kvmsup.effects import claims, configs, fence, hugepages
+from kvmsup.effects import claims, configs, hugepages, kernel
 from kvmsup.entry import release, setup
 from kvmsup.errors import HostError, KvmsupError, Refusal
 from kvmsup.plan import dropin
@@ -40,7 +40,7 @@ def root(tmp_path: Path, pools: Pools, fake_systemctl: Systemctl, monkeypatch: p
     found = str(tmp_path)
     fake_systemctl({})
     monkeypatch.setattr(hugepages, "_SETTLE_SECONDS", 0.0)
-    monkeypatch.setattr(fence, "_kernel", lambda: (6, 12))
+    monkeypatch.setattr(kernel, "version", lambda: (6, 12))
     trees.cpus(found, {number: f"{number % 4},{number % 4 + 4}" for number in range(8)}, {0: "0-1,4-5", 1: "2-3,6-7"})
     for node in (0, 1):
         pools.create(node, 3, room=12)
@@ -165,7 +165,8 @@ def test_taken_by_one_that_stays(root: str, fake_systemctl: Systemctl) -> None:
     with pytest.raises(KvmsupError) as caught:
         setup.run("web", root)
     assert str(caught.value).splitlines()[0] == (
-        "2 dedicated CPUs on one node: there is room for 0 on node 0, 0 on node 1; CPU 1-3,5-7 are dedicated to guest db"
+        "2 dedicated CPUs on one node: there is room for 0 on node 0, 0 on node 1;"
+        " CPU 1-3,5-7 are dedicated to guest db"
     )
     assert list(claims.read_all(root)) == ["db"]
 
@@ -178,7 +179,7 @@ def test_waits_for_one_that_leaves(
     monkeypatch.setattr(setup.time, "sleep", lambda _: claims.remove(root, "db"))  # type: ignore[attr-defined]
     setup.run("web", root)
     assert list(claims.read_all(root)) == ["web"]
-    assert capsys.readouterr().err.startswith("waiting for db to stop: 2 dedicated CPUs on one node: there is room for 0 ")
+    assert capsys.readouterr().err.startswith("waiting for db to stop: 2 dedicated CPUs on one node: ")
 
 
 def test_two_that_start_at_once_do_not_take_each_others_pages(
