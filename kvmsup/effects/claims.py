@@ -39,14 +39,18 @@ def lock(root: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def names(root: str) -> list[str]:
+    """The guests that have a claim, sorted."""
+    try:
+        found = os.listdir(f"{root}{RUN}/claims")
+    except FileNotFoundError:
+        return []
+    return sorted(name.removesuffix(".env") for name in found if name.endswith(".env"))
+
+
 def read_all(root: str) -> dict[str, Claim]:
     """Every claim by guest. Raises HostError when a file is not a claim."""
-    try:
-        names = sorted(os.listdir(f"{root}{RUN}/claims"))
-    except FileNotFoundError:
-        return {}
-    guests = (name.removesuffix(".env") for name in names if name.endswith(".env"))
-    found = ((guest, read(root, guest)) for guest in guests)
+    found = ((guest, read(root, guest)) for guest in names(root))
     return {guest: claim for guest, claim in found if claim}
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Collection
 
 from kvmsup import cpulist
-from kvmsup.effects import files, systemctl
+from kvmsup.effects import files, kernel, systemctl
 from kvmsup.model.claim import Claim
 
 SHARED, DEDICATED = "kvm-shared.slice", "kvm-dedicated.slice"
@@ -36,14 +36,9 @@ def _wanted(online: frozenset[int], claims: Collection[Claim]) -> dict[str, froz
     a mask with the first guest, so that the controller is enabled before anything is pinned.
     """
     left = online - frozenset().union(*(claim.own_cpus for claim in claims))
-    if claims and _kernel() < (6, 2):
+    if claims and kernel.version() < (6, 2):
         return {SHARED: left, DEDICATED: online}
     return {SHARED: left} if len({claim.dedicated for claim in claims}) == 2 else {}
-
-
-def _kernel() -> tuple[int, ...]:
-    numbers = os.uname().release.split("-")[0].split(".")[:2]
-    return tuple(int(number) for number in numbers if number.isdigit())
 
 
 def current(root: str) -> frozenset[int] | None:

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from kvmsup import cpulist
 from kvmsup.effects import claims, configs, fence, files, hugepages, models, pin, qmp, systemctl
+from kvmsup.effects import threads as guest_threads
 from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
+from kvmsup.plan.duties import Duty
 from kvmsup.plan.models import Running, told
 from kvmsup.plan.qemu import socket
 
@@ -36,10 +38,17 @@ class Thread(NamedTuple):
 
     tid: int
     name: str
-    role: str  # "vCPU 0" | "emulator"
+    role: str  # "vCPU 0" | "iothread io0" | "emulator"
     wanted: frozenset[int]
     actual: frozenset[int]
+    wanted_scheduler: str  # "" where any is right
+    scheduler: str
     last: int  # the CPU it ran on last
+
+    @property
+    def drifted(self) -> bool:
+        """Whether the kernel does something else with it than was asked for."""
+        return self.actual != self.wanted or self.wanted_scheduler not in ("", self.scheduler)
 
 
 _PROPERTIES = (
@@ -80,25 +89,29 @@ def _seen(name: str, values: dict[str, str], claim: Claim | None, configured: bo
 
 def threads(root: str, seen: Seen) -> list[Thread]:
     """Every thread that works for the guest, vCPUs first. Raises KvmsupError when QEMU cannot be asked."""
-    if not seen.claim or not seen.pid:
+    claim = seen.claim
+    if not claim or not seen.pid:
         return []
     try:
-        found = qmp.ask_vcpu_threads(root + socket(seen.name, "admin.qmp"), seen.pid, _PATIENCE_SECONDS)
+        named = guest_threads.ask(root + socket(seen.name, "admin.qmp"), seen.pid, claim, _PATIENCE_SECONDS)
     except QmpError as error:
         raise KvmsupError(f"QEMU of {seen.name} cannot be asked for its threads: {error}") from None
-    index_of = {tid: index for index, tid in found.items()}
-    tids = [*index_of, *(tid for tid in pin.threads(root, seen.pid) if tid not in index_of)]
-    tids += pin.kernel_threads(root, seen.pid)
-    fenced = None if seen.claim.dedicated else fence.current(root)
-    return [_thread(root, tid, index_of.get(tid), seen.claim, fenced) for tid in tids if pin.name(root, tid)]
+    duties = guest_threads.of_guest(root, seen.pid, claim, named)
+    fenced = None if claim.dedicated else fence.current(root)
+    return [_thread(root, tid, duty, fenced) for tid, duty in duties.items() if guest_threads.name(root, tid)]
 
 
-def _thread(root: str, tid: int, index: int | None, claim: Claim, fenced: frozenset[int] | None) -> Thread:
-    wanted = claim.emulator if index is None else claim.vcpu[index]
-    if fenced is not None:
-        wanted &= fenced
-    role = "emulator" if index is None else f"vCPU {index}"
-    return Thread(tid, pin.name(root, tid), role, wanted, _allowed(root, tid), _last_cpu(root, tid))
+def _thread(root: str, tid: int, duty: Duty, fenced: frozenset[int] | None) -> Thread:
+    return Thread(
+        tid=tid,
+        name=guest_threads.name(root, tid),
+        role=duty.role,
+        wanted=duty.cpus if fenced is None else duty.cpus & fenced,
+        actual=_allowed(root, tid),
+        wanted_scheduler=duty.scheduler,
+        scheduler=pin.scheduled(tid) or "",
+        last=_last_cpu(root, tid),
+    )
 
 
 def cpu(root: str, seen: Seen) -> Running | None:

@@ -1,43 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Threads of the host: which a QEMU has, where they may run, and reading that back."""
+"""Where a thread may run, and how; and reading that back."""
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection
 
 from kvmsup import cpulist
-from kvmsup.effects import files
 from kvmsup.errors import HostError
-
-
-def threads(root: str, pid: int) -> list[int]:
-    """The tids of `pid`. Raises HostError when it is gone."""
-    try:
-        return sorted(map(int, os.listdir(f"{root}/proc/{pid}/task")))
-    except OSError:
-        raise HostError(f"process {pid} is gone") from None
-
-
-def name(root: str, tid: int) -> str:
-    """The thread's comm, "" when it is gone. Names are for people: QEMU's are cut at 15 characters."""
-    try:
-        return files.read(f"{root}/proc/{tid}/comm")
-    except OSError:
-        return ""
-
-
-def kernel_threads(root: str, pid: int) -> list[int]:
-    """Kernel threads that work for QEMU `pid` outside its task directory: kvm-pit (arch/x86/kvm/i8254.c).
-
-    They are born after QEMU and so have higher pids, unless the numbers have wrapped.
-    """
-    wanted = f"kvm-pit/{pid}"
-    candidates = [int(entry) for entry in os.listdir(f"{root}/proc") if entry.isdigit()]
-    candidates.sort(key=lambda candidate: (candidate < pid, candidate))
-    found = next((tid for tid in candidates if name(root, tid) == wanted), None)
-    return [] if found is None else [found]
 
 
 def pin(tid: int, cpus: frozenset[int]) -> None:
@@ -56,13 +26,31 @@ def _reason(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def schedule(tid: int, policy: str, priority: int) -> None:
-    """Give `tid` the real-time policy fifo or rr. Raises HostError with the reason."""
-    number = {"fifo": os.SCHED_FIFO, "rr": os.SCHED_RR}[policy]
+_POLICIES = {"fifo": os.SCHED_FIFO, "rr": os.SCHED_RR, "other": os.SCHED_OTHER}
+
+
+def schedule(tid: int, scheduler: str) -> None:
+    """Give `tid` the policy fifo or rr with its priority, such as "fifo:10", or "other".
+
+    One that has ended is not scheduled. Raises HostError with the reason.
+    """
+    policy, _, priority = scheduler.partition(":")
     try:
-        os.sched_setscheduler(tid, number, os.sched_param(priority))
+        os.sched_setscheduler(tid, _POLICIES[policy], os.sched_param(int(priority or 0)))
+    except ProcessLookupError:
+        pass
     except OSError as error:
-        raise HostError(f"thread {tid} cannot run as {policy}:{priority}: {error.strerror}") from None
+        raise HostError(f"thread {tid} cannot run as {scheduler}: {error.strerror}") from None
+
+
+def scheduled(tid: int) -> str | None:
+    """The policy of `tid` as `schedule` takes it; None when it is gone."""
+    try:
+        number, priority = os.sched_getscheduler(tid), os.sched_getparam(tid).sched_priority
+    except ProcessLookupError:
+        return None
+    policy = next((name for name, value in _POLICIES.items() if value == number), str(number))
+    return f"{policy}:{priority}" if priority else policy
 
 
 def allowed(tid: int) -> frozenset[int] | None:
@@ -71,16 +59,3 @@ def allowed(tid: int) -> frozenset[int] | None:
         return frozenset(os.sched_getaffinity(tid))
     except ProcessLookupError:
         return None
-
-
-def gather(root: str, pid: int, known: Collection[int], cpus: frozenset[int]) -> dict[int, frozenset[int]]:
-    """Pin every thread of `pid` that is not `known` to `cpus`, where it is not so already; returns those threads.
-
-    A thread inherits the mask of the one that made it, so what a vCPU thread gives birth to stands in its way. Raises
-    HostError.
-    """
-    found = {tid: cpus for tid in threads(root, pid) if tid not in known}
-    for tid in found:
-        if allowed(tid) not in (cpus, None):
-            pin(tid, cpus)
-    return found

@@ -190,7 +190,7 @@ def _description(error: object) -> str:
     return str(described or error)[:500]
 
 
-def vcpu_threads(monitor: Monitor) -> dict[int, int]:
+def vcpu_threads(monitor: Conversation) -> dict[int, int]:
     """Host thread ids by vCPU index: QMP's thread-id is the tid, props.thread-id the guest's SMT thread.
 
     Raises QmpError.
@@ -202,8 +202,9 @@ def vcpu_threads(monitor: Monitor) -> dict[int, int]:
     return dict(sorted(found.items()))
 
 
-def ask_vcpu_threads(path: str, pid: int, seconds: float) -> dict[int, int]:
-    """vcpu_threads over a connection of its own to the monitor at `path`, within `seconds`. Raises QmpError."""
-    with Monitor(path, pid, time.monotonic() + seconds) as monitor:
-        monitor.negotiate()
-        return vcpu_threads(monitor)
+def iothreads(monitor: Conversation) -> dict[str, int]:
+    """Host thread ids by the iothread's name. Raises QmpError."""
+    try:
+        return {str(one["id"]): int(one["thread-id"]) for one in monitor.execute("query-iothreads")}
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise QmpError("QEMU's list of iothreads is not as its schema says") from None

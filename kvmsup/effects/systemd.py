@@ -12,6 +12,7 @@ from pystemd.dbuslib import DBus
 from kvmsup.errors import HostError
 
 _MANAGER = (b"org.freedesktop.systemd1", b"/org/freedesktop/systemd1", b"org.freedesktop.systemd1.Manager")
+_LOGIND = (b"org.freedesktop.login1", b"/org/freedesktop/login1", b"org.freedesktop.login1.Manager")
 
 
 def notify(**states: str | int) -> None:
@@ -22,31 +23,45 @@ def notify(**states: str | int) -> None:
 _SILENT_ENOUGH = 4
 
 
-class Jobs:
-    """A stream of the jobs that systemd has finished."""
+class Signals:
+    """A stream of what systemd says: jobs that it has finished, and moments after which pins may have moved."""
 
-    def __init__(self, finished: Callable[[str], None]) -> None:
-        """Call `finished` with the unit of every finished job, from `dispatch`.
+    def __init__(self, finished: Callable[[str], None], shaken: Callable[[str], None]) -> None:
+        """From `dispatch`, call `finished` with the unit of every finished job, and `shaken` with what has happened
+        when systemd has loaded its configuration anew, or the host wakes up.
 
         Raises HostError when there is no system bus.
         """
         self._finished = finished
+        self._shaken = shaken
         self._heard_one = False
-        # pystemd marks the callback with an attribute, which a bound method cannot take, and keeps no reference to it.
-        self._callback = lambda message, **_: self._heard(message)
+        # pystemd marks a callback with an attribute, which a bound method cannot take, and keeps no reference to it.
+        self._callbacks = {
+            (*_MANAGER, b"JobRemoved"): lambda message, **_: self._job(message),
+            (*_MANAGER, b"Reloading"): lambda message, **_: self._over(message, "daemon-reload"),
+            (*_LOGIND, b"PrepareForSleep"): lambda message, **_: self._over(message, "resume"),
+        }
         self._bus = DBus()
         try:
             self._bus.open()
-            self._bus.match_signal(*_MANAGER, b"JobRemoved", self._callback, None)
+            for signal, callback in self._callbacks.items():
+                self._bus.match_signal(*signal, callback, None)
             self._bus.call_method(*_MANAGER, b"Subscribe", [])
         except Exception as error:  # pystemd's errors share no base class but this one
             raise HostError(f"systemd cannot be reached over D-Bus: {error}") from None
 
-    def _heard(self, message: Any) -> None:
+    def _job(self, message: Any) -> None:
         message.process_reply(False)
         _id, _path, unit, _result = message.body
         self._heard_one = True
         self._finished(unit.decode())
+
+    def _over(self, message: Any, what: str) -> None:
+        """Both signals come twice: with true before, and with false when it is over."""
+        message.process_reply(False)
+        self._heard_one = True
+        if not message.body:
+            self._shaken(what)
 
     def fileno(self) -> int:
         """The descriptor to poll for reading; call `dispatch` when it is ready."""

@@ -11,10 +11,11 @@ import os
 import time
 
 from kvmsup import cpulist
-from kvmsup.effects import journal, pin, qmp
+from kvmsup.effects import journal, kernel, pin, qmp, threads
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
 from kvmsup.model.claim import Claim
+from kvmsup.plan.duties import Duty, Named
 from kvmsup.plan.qemu import socket
 from kvmsup.steps import step
 
@@ -51,11 +52,11 @@ def run(name: str, pid: int, claim: Claim, root: str) -> None:
         step("attach.negotiate")
         monitor.negotiate()
         step("attach.threads")
-        wanted = _wanted(root, pid, claim, _vcpu_threads(monitor, claim))
+        wanted = _wanted(root, pid, claim, threads.named_by_qemu(monitor, claim))
         step("attach.pin")
-        _pin(claim, wanted)
+        _pin(pid, claim, wanted)
         step("attach.verify")
-        _verify(root, wanted, not claim.dedicated)
+        _verify(root, claim, wanted)
         step("attach.run")
         try:
             monitor.execute("cont")
@@ -74,50 +75,48 @@ def _power_down(monitor: qmp.Monitor) -> None:
         pass
 
 
-def _vcpu_threads(monitor: qmp.Monitor, claim: Claim) -> dict[int, int]:
-    found = qmp.vcpu_threads(monitor)
-    if set(found) != set(range(claim.vcpus)):
-        raise QmpError(f"QEMU has vCPUs {cpulist.render(found) or 'none'}, {claim.vcpus} were asked for")
-    if len(set(found.values())) != len(found):
-        raise QmpError("QEMU named one thread for two vCPUs")
-    return found
-
-
-def _wanted(root: str, pid: int, claim: Claim, vcpus: dict[int, int]) -> dict[int, frozenset[int]]:
-    """CPUs by tid: each vCPU's own, the emulator's for every other thread."""
-    wanted = {tid: claim.vcpu[index] for index, tid in vcpus.items()}
-    for tid in (*pin.threads(root, pid), *pin.kernel_threads(root, pid)):
-        wanted.setdefault(tid, claim.emulator)
-    missing = set(vcpus.values()) - set(pin.threads(root, pid))
+def _wanted(root: str, pid: int, claim: Claim, named: Named) -> dict[int, Duty]:
+    wanted = threads.of_guest(root, pid, claim, named)
+    missing = {*named.vcpu.values(), *named.iothread.values()} - set(threads.of_process(root, pid))
     if missing:
         raise QmpError(f"QEMU named threads that it does not have: {cpulist.render(missing)}")
     return wanted
 
 
-def _pin(claim: Claim, wanted: dict[int, frozenset[int]]) -> None:
-    policy, _, priority = claim.scheduler.partition(":")
-    vcpu_cpus = set(claim.vcpu)
-    for tid, cpus in wanted.items():
-        pin.pin(tid, cpus)
-        if policy and cpus in vcpu_cpus:
-            pin.schedule(tid, policy, int(priority))
+def _pin(pid: int, claim: Claim, wanted: dict[int, Duty]) -> None:
+    for tid, duty in wanted.items():
+        pin.pin(tid, duty.cpus)
+        if duty.scheduler:
+            pin.schedule(tid, duty.scheduler)
+    if claim.core_scheduling:
+        kernel.share_core_within(pid)
 
 
-def _verify(root: str, wanted: dict[int, frozenset[int]], shared: bool) -> None:
-    """Read every pin back. A thread that has ended meanwhile, such as a worker, has none to compare."""
-    for tid, cpus in wanted.items():
+def _verify(root: str, claim: Claim, wanted: dict[int, Duty]) -> None:
+    """Read everything back. A thread that has ended meanwhile, such as a worker, has nothing to compare."""
+    for tid, duty in wanted.items():
         actual = pin.allowed(tid)
+        if actual is None:
+            continue
         # The fence may have taken CPUs from a shared guest since its claim: less is right, more never.
-        if actual is not None and actual != cpus and not (shared and actual and actual < cpus):
-            told = f"thread {tid} ({pin.name(root, tid)}) may run on CPU {cpulist.render(actual)}"
-            raise HostError(f"{told} after it was pinned to {cpulist.render(cpus)}")
+        if actual != duty.cpus and (claim.dedicated or not actual < duty.cpus):
+            told = f"{_told(root, tid)} may run on CPU {cpulist.render(actual)}"
+            raise HostError(f"{told} after it was pinned to {cpulist.render(duty.cpus)}")
+        if duty.scheduler and pin.scheduled(tid) not in (duty.scheduler, None):
+            raise HostError(f"{_told(root, tid)} runs as {pin.scheduled(tid)} after it was made {duty.scheduler}")
+        if claim.core_scheduling and duty.role != "emulator" and not kernel.core_cookie(tid):
+            raise HostError(f"{_told(root, tid)} shares its core with anybody after it was given a cookie")
 
 
-def _look_again(root: str, pid: int, claim: Claim, wanted: dict[int, frozenset[int]]) -> None:
+def _told(root: str, tid: int) -> str:
+    return f"thread {tid} ({threads.name(root, tid)})"
+
+
+def _look_again(root: str, pid: int, claim: Claim, wanted: dict[int, Duty]) -> None:
     """Move threads that were born by running, and so with a vCPU's mask, to the emulator's CPUs."""
     for seconds in _LATE_LOOKS_SECONDS:
         time.sleep(seconds)
-        late = pin.gather(root, pid, wanted, claim.emulator)
-        _verify(root, late, not claim.dedicated)
+        late = threads.gather(root, pid, wanted, claim.emulator)
+        _verify(root, claim, {tid: Duty("emulator", cpus, "") for tid, cpus in late.items()})
         if late:
             return

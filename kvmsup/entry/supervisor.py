@@ -11,12 +11,11 @@ import selectors
 import signal
 import time
 
-from kvmsup.effects import cgroup, claims, configs, journal, ksm, ledger, pin, qmp, systemd
+from kvmsup.effects import claims, configs, fence, journal, ksm, ledger, settle, sysfs, systemd, udev
 from kvmsup.errors import ConfigError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.guest import Host
 from kvmsup.plan import ksm as policy
-from kvmsup.plan.qemu import socket
 
 
 def main(root: str = "") -> int:
@@ -40,11 +39,12 @@ def restore(root: str = "") -> int:
 
 
 _SECOND_LOOK_SECONDS = 1.0
-_QMP_SECONDS = 2.0
+# CPUs that come and go do so one by one, and the kernel moves threads before it says so.
+_CALM_SECONDS = 0.3
 
 
 class Supervisor:
-    """The resident loop over D-Bus and signals."""
+    """The resident loop over D-Bus, the kernel's events and signals."""
 
     def __init__(self, root: str) -> None:
         self.root = root
@@ -52,23 +52,38 @@ class Supervisor:
         self.merging = False
         self.stale = True
         self.due: dict[str, float] = {}  # guests whose threads are to be looked at, and when
+        self.shaken_by: dict[str, str] = {}  # guest → why that is
 
     def run(self) -> None:
         """Adopt what runs, say READY, and follow. Raises KvmsupError."""
-        stopped = _signal_pipe()
-        jobs = systemd.Jobs(self.job_finished)
+        signals = _signal_pipe()
+        bus = systemd.Signals(self.job_finished, self.shaken)
+        cpus = udev.CpuEvents()
         with claims.lock(self.root):
             ledger.sweep(self.root, claims.read_all(self.root))
         self.look()
         systemd.notify(ready=1)
+        self.shaken("start of the supervisor")
         with selectors.DefaultSelector() as selector:
-            selector.register(stopped, selectors.EVENT_READ)
-            selector.register(jobs, selectors.EVENT_READ)
-            while not any(key.fileobj == stopped for key, _ in selector.select(self._pause())):
-                jobs.dispatch()
+            for source in (signals, bus, cpus):
+                selector.register(source, selectors.EVENT_READ)
+            while True:
+                ready = {key.fileobj for key, _ in selector.select(self._pause())}
+                if signals in ready and not self._again(signals):
+                    return
+                bus.dispatch()
+                for event in cpus.dispatch():
+                    self.shaken(event)
                 if self.stale:
                     self.look()
                 self.look_at_threads()
+
+    def _again(self, signals: int) -> bool:
+        """Whether the signals that came are wishes to look again (SIGHUP), and none to end."""
+        if set(os.read(signals, 64)) != {signal.SIGHUP}:
+            return False
+        self.shaken("reload")
+        return True
 
     def job_finished(self, unit: str) -> None:
         """Claims come and go with the jobs of guests' units."""
@@ -77,26 +92,36 @@ class Supervisor:
             guest = unit.removeprefix("kvm@").removesuffix(".service")
             self.due[guest] = time.monotonic() + _SECOND_LOOK_SECONDS
 
+    def shaken(self, what: str) -> None:
+        """Something has happened after which the threads of every guest may be elsewhere."""
+        for guest in claims.names(self.root):
+            self.due[guest] = time.monotonic() + _CALM_SECONDS
+            self.shaken_by[guest] = what
+
     def _pause(self) -> float | None:
         """Seconds to sleep until something is due; None, for ever, while nothing is."""
         return max(0.0, min(self.due.values()) - time.monotonic()) if self.due else None
 
     def look_at_threads(self) -> None:
-        """Gather the threads that were born after attach was done with a guest."""
-        for guest in [guest for guest, when in self.due.items() if when <= time.monotonic()]:
-            del self.due[guest]
-            try:
-                self._gather(guest)
-            except KvmsupError as error:
-                journal.say(journal.WARNING, f"{guest}: {error}")
-
-    def _gather(self, guest: str) -> None:
-        claim = claims.read(self.root, guest)
-        if claim is None:
+        """Put back the threads that are not where they should be, those too that were born after attach was done."""
+        due = [guest for guest, when in self.due.items() if when <= time.monotonic()]
+        if not due:
             return
-        for pid in cgroup.processes(self.root, claim):
-            vcpus = qmp.ask_vcpu_threads(self.root + socket(guest, "supervisor.qmp"), pid, _QMP_SECONDS).values()
-            pin.gather(self.root, pid, vcpus, claim.emulator)
+        try:
+            with claims.lock(self.root):
+                fence.settle(self.root, sysfs.online(self.root), list(claims.read_all(self.root).values()))
+        except KvmsupError as error:
+            journal.say(journal.WARNING, str(error))
+        for guest in due:
+            del self.due[guest]
+            self._settle(guest, self.shaken_by.pop(guest, ""))
+
+    def _settle(self, guest: str, why: str) -> None:
+        try:
+            for told in settle.guest(self.root, guest):
+                journal.tell(self.root, guest, journal.WARNING, f"after {why}: {told}" if why else told)
+        except KvmsupError as error:
+            journal.say(journal.WARNING, f"{guest}: {error}")
 
     def look(self) -> None:
         """Bring the host to what the present guests ask for. Raises KvmsupError."""
@@ -124,9 +149,9 @@ class Supervisor:
 
 
 def _signal_pipe() -> int:
-    """A descriptor that becomes readable at SIGTERM or SIGINT, so that the loop has one place to wait."""
+    """A descriptor from which the numbers of signals can be read, so that the loop has one place to wait."""
     reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(writing)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
     return reading

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from kvmsup import cpulist
-from kvmsup.effects import pin
+from kvmsup.effects import pin, threads
 from kvmsup.entry import attach, stop
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
@@ -76,7 +76,7 @@ def test_a_shared_guest_may_have_less_than_its_claim_but_not_more(monkeypatch: p
         ("vcpu-too-many", "QEMU has vCPUs 0-2, 2 were asked for"),
         ("no-vcpus", "QEMU has vCPUs none, 2 were asked for"),
         ("vcpu-negative", "QEMU has vCPUs -1,1, 2 were asked for"),
-        ("same-thread", "QEMU named one thread for two vCPUs"),
+        ("same-thread", "QEMU named one thread for two"),
         ("foreign-thread", "QEMU named threads that it does not have: 1"),
         ("vcpus-not-a-list", "QEMU's list of vCPUs is not as its schema says"),
         ("vcpus-of-strings", "QEMU's list of vCPUs is not as its schema says"),
@@ -136,9 +136,9 @@ def test_a_thread_that_has_ended_needs_no_pin() -> None:
         fake.process.wait()
         pin.pin(fake.pid, frozenset(CPUS))
         assert pin.allowed(fake.pid) is None
-        assert pin.name(fake.root, fake.pid) == ""
+        assert threads.name(fake.root, fake.pid) == ""
         with pytest.raises(HostError, match=rf"^process {fake.pid} is gone$"):
-            pin.threads(fake.root, fake.pid)
+            threads.of_process(fake.root, fake.pid)
 
 
 @pytest.mark.parametrize("name", [name for name in STEPS if name.startswith("attach.")])

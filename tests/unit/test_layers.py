@@ -14,7 +14,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "kvmsup"
 LAYERS = ("leaf", "model", "plan", "effects", "entry", "cli")
 LEAVES = ("errors", "cpulist", "sizes", "steps")
-THIRD_PARTY = {"pystemd": "kvmsup.effects.systemd"}
+THIRD_PARTY = {"pystemd": "kvmsup.effects.systemd", "pyudev": "kvmsup.effects.udev"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The running kernel: its version, and core scheduling, for which Python has no call of its own."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from kvmsup.errors import HostError
+
+# include/uapi/linux/prctl.h
+_PR_SCHED_CORE, _GET, _CREATE = 62, 0, 1
+_SCOPE_THREAD, _SCOPE_THREAD_GROUP = 0, 1
+
+
+def version() -> tuple[int, ...]:
+    """Major and minor, such as (6, 12)."""
+    numbers = os.uname().release.split("-")[0].split(".")[:2]
+    return tuple(int(number) for number in numbers if number.isdigit())
+
+
+def check_core_scheduling() -> None:
+    """Raises HostError when the kernel cannot keep a core to the threads of one cookie."""
+    core_cookie(0)
+
+
+def core_cookie(tid: int) -> int:
+    """The cookie of `tid`, 0 for none: threads share a core only with their own. Raises HostError with the reason."""
+    import ctypes
+
+    cookie = ctypes.c_uint64()
+    _prctl(_GET, tid, _SCOPE_THREAD, ctypes.byref(cookie))
+    return cookie.value
+
+
+def share_core_within(pid: int) -> None:
+    """Give all threads of `pid`, and those they will have, a cookie of their own. Raises HostError with the reason.
+
+    Documentation/admin-guide/hw-vuln/core-scheduling.rst.
+    """
+    _prctl(_CREATE, pid, _SCOPE_THREAD_GROUP, None)
+
+
+def _prctl(command: int, pid: int, scope: int, address: Any) -> None:
+    import ctypes
+    import errno
+
+    library = ctypes.CDLL(None, use_errno=True)
+    arguments = (_PR_SCHED_CORE, *map(ctypes.c_ulong, (command, pid, scope)), address)
+    if library.prctl(*arguments) == 0:
+        return
+    number = ctypes.get_errno()
+    reasons = {
+        errno.EINVAL: "this kernel has no core scheduling (CONFIG_SCHED_CORE)",
+        errno.ENODEV: "this host has no SMT, or it is off",
+    }
+    told = reasons.get(number, os.strerror(number))
+    raise HostError(f"placement.core-scheduling: {told}", "leave it out")

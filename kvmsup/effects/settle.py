@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Bring a running guest's threads back to where they should be, and say what had moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvmsup import cpulist
+from kvmsup.effects import cgroup, claims, fence, pin, sysfs, threads
+from kvmsup.model.claim import Claim
+from kvmsup.plan import duties
+from kvmsup.plan.duties import Duty
+from kvmsup.plan.qemu import socket
+
+_QMP_SECONDS = 2.0
+
+
+def guest(root: str, name: str) -> list[str]:
+    """Look at every thread of the guest called `name` and move those that are elsewhere; a sentence for each that was.
+
+    A worker that was born on the wrong CPUs is moved without a word. Raises KvmsupError.
+    """
+    claim = claims.read(root, name)
+    if claim is None or not claim.held:
+        return []
+    return [told for pid in cgroup.processes(root, claim) for told in _process(root, pid, claim)]
+
+
+def _process(root: str, pid: int, claim: Claim) -> Iterator[str]:
+    named = threads.ask(root + socket(claim.guest, "supervisor.qmp"), pid, claim, _QMP_SECONDS)
+    online, fenced = sysfs.online(root), fence.current(root)
+    for tid, duty in threads.of_guest(root, pid, claim, named).items():
+        possible = duties.now(duty, claim, online, fenced)
+        moved = _restore(root, tid, possible)
+        if not duty.cpus & online:
+            gone = f"CPU {cpulist.render(duty.cpus)} is offline"
+            hint = f"echo 1 > /sys/devices/system/cpu/cpu{min(duty.cpus)}/online"
+            yield f"{duty.role} runs on CPU {cpulist.render(possible.cpus)} for now: {gone}\n  hint: {hint}"
+        elif moved and duty.role != "emulator":
+            yield moved
+
+
+def _restore(root: str, tid: int, duty: Duty) -> str:
+    """Move `tid` where it should be; what had changed, "" when nothing had."""
+    found = []
+    actual = pin.allowed(tid)
+    if actual not in (duty.cpus, None):
+        pin.pin(tid, duty.cpus)
+        found.append(f"was allowed on CPU {cpulist.render(actual or ())}, is back on {cpulist.render(duty.cpus)}")
+    scheduler = pin.scheduled(tid)
+    if duty.scheduler and scheduler not in (duty.scheduler, None):
+        pin.schedule(tid, duty.scheduler)
+        found.append(f"ran as {scheduler}, runs as {duty.scheduler} again")
+    return f"{duty.role} (thread {tid}, {threads.name(root, tid)}) {' and '.join(found)}" if found else ""

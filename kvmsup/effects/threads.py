@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The threads of a QEMU: which there are, also those that the kernel made for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection
+
+from kvmsup import cpulist
+from kvmsup.effects import files, kernel, pin, qmp
+from kvmsup.errors import HostError, QmpError
+from kvmsup.model.claim import Claim
+from kvmsup.plan import duties
+from kvmsup.plan.duties import Duty, Named
+
+# Since then vhost's workers are threads of QEMU itself (6e890c5d5021, "vhost: use vhost_tasks for worker threads").
+_VHOST_IS_OURS = (6, 4)
+
+
+def of_process(root: str, pid: int) -> list[int]:
+    """The tids of `pid`. Raises HostError when it is gone."""
+    try:
+        return sorted(map(int, os.listdir(f"{root}/proc/{pid}/task")))
+    except OSError:
+        raise HostError(f"process {pid} is gone") from None
+
+
+def name(root: str, tid: int) -> str:
+    """The thread's comm, "" when it is gone. Names are for people: QEMU's are cut at 15 characters."""
+    try:
+        return files.read(f"{root}/proc/{tid}/comm")
+    except OSError:
+        return ""
+
+
+def of_kernel(root: str, pid: int) -> list[int]:
+    """Kernel threads that work for QEMU `pid` outside its task directory: kvm-pit, and on old kernels vhost's workers.
+
+    They are called kvm-pit/PID (arch/x86/kvm/i8254.c) and vhost-PID, of which there may be several.
+    """
+    pit, vhost = f"kvm-pit/{pid}", f"vhost-{pid}"
+    several = kernel.version() < _VHOST_IS_OURS
+    candidates = [int(entry) for entry in os.listdir(f"{root}/proc") if entry.isdigit()]
+    # They are born after QEMU and so have higher pids, unless the numbers have wrapped.
+    candidates.sort(key=lambda candidate: (candidate < pid, candidate))
+    found = []
+    for tid in candidates:
+        called = name(root, tid)
+        if called == pit or (several and called == vhost):
+            found.append(tid)
+            if not several:
+                break
+    return found
+
+
+def named_by_qemu(monitor: qmp.Conversation, claim: Claim) -> Named:
+    """The threads that QEMU tells apart, as `claim` has them. Raises QmpError when there are others, or fewer."""
+    vcpu = qmp.vcpu_threads(monitor)
+    # vCPUs may have been added since, but none may be without CPUs.
+    if not set(range(claim.vcpus)) <= set(vcpu) <= set(range(len(claim.vcpu))):
+        raise QmpError(f"QEMU has vCPUs {cpulist.render(vcpu) or 'none'}, {claim.vcpus} were asked for")
+    iothread = qmp.iothreads(monitor) if claim.iothread else {}
+    if set(iothread) != set(claim.iothread):
+        told = ", ".join(sorted(iothread)) or "none"
+        raise QmpError(f"QEMU has iothreads {told}, asked for were {', '.join(sorted(claim.iothread))}")
+    if len({*vcpu.values(), *iothread.values()}) != len(vcpu) + len(iothread):
+        raise QmpError("QEMU named one thread for two")
+    return Named(vcpu, iothread)
+
+
+def ask(path: str, pid: int, claim: Claim, seconds: float) -> Named:
+    """`named_by_qemu` over a connection of its own to the monitor at `path`, within `seconds`. Raises QmpError."""
+    with qmp.Monitor(path, pid, time.monotonic() + seconds) as monitor:
+        monitor.negotiate()
+        return named_by_qemu(monitor, claim)
+
+
+def of_guest(root: str, pid: int, claim: Claim, named: Named) -> dict[int, Duty]:
+    """The duty of every thread that works for the guest of `claim`. Raises HostError when QEMU is gone."""
+    return duties.duties(claim, named, [*of_process(root, pid), *of_kernel(root, pid)])
+
+
+def gather(root: str, pid: int, known: Collection[int], cpus: frozenset[int]) -> dict[int, frozenset[int]]:
+    """Pin every thread of `pid` that is not `known` to `cpus`, where it is not so already; returns those threads.
+
+    A thread inherits the mask of the one that made it, so what a vCPU thread gives birth to stands in its way. Raises
+    HostError.
+    """
+    found = {tid: cpus for tid in of_process(root, pid) if tid not in known}
+    for tid in found:
+        if pin.allowed(tid) not in (cpus, None):
+            pin.pin(tid, cpus)
+    return found
