@@ -23,7 +23,7 @@ _TABLES = {"DMAR": "intel_iommu=on", "IVRS": "amd_iommu=on"}
 def judge(facts: Facts) -> Iterator[Finding]:
     """The findings, the device first."""
     yield _device(facts)
-    if facts.kvm.device:
+    if facts.kvm.device and facts.kvm.device.character:
         yield _works(facts)
     yield _iommu(facts)
     if facts.processor.x86:

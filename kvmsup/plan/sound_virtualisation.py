@@ -97,7 +97,7 @@ def _firmware(facts: Facts, kind: Kind) -> Finding:
         return fail("firmware", f"{kind.name} is switched off", _FIRMWARE.format(kind.firmware))
     if facts.kvm.allowed:
         return ok("firmware", f"{kind.name} is on, by the CPU's register")
-    if kind.module in facts.kvm.parameters and facts.kvm.device:
+    if kind.module in facts.kvm.parameters and facts.kvm.device and facts.kvm.device.character:
         # KVM's modules give up before they make the device where it is off (kvm_is_svm_supported and its like).
         return ok("firmware", f"{kind.name} is on: {kind.module} made its device")
     return unknown("firmware", f"whether {kind.name} is on is for root to read", "modprobe msr; kvmsup host")
