@@ -88,33 +88,33 @@ def room(cores: Iterable[Core]) -> int:
     return sum(core.room for core in cores)
 
 
-def fit(cores: Sequence[Core], demand: Demand, topology: Topology, roomy: frozenset[int]) -> Fit | None:
+def fit(cores: Sequence[Core], demand: Demand, topology: Topology, memory: Mapping[int, int]) -> Fit | None:
     """The best place for `demand`: on one node where there is one, else on the closest nodes; None where none is.
 
-    Nodes of `roomy`, which have the memory too, come before others.
+    `memory`: the bytes that stay free on each node beside this guest, less than 0 where it does not fit.
     """
     by_node = by(cores, lambda core: core.node)
-    single = [
-        (node not in roomy, found) for node, there in by_node.items() if (found := fit_node(there, demand)) is not None
-    ]
-    return min(single)[1].fit if single else _over_nodes(by_node, demand, topology)
+    single = [found for node, there in by_node.items() if (found := fit_node(there, demand, memory.get(node, 0)))]
+    return min(single).fit if single else _over_nodes(by_node, demand, topology)
 
 
 class Scored(NamedTuple):
     """A fit, and what makes one better than another, in this order; less is better of each."""
 
+    short: bool  # the memory does not fit on the node
     plain: int  # CPUs of cores that isolcpus= does not name as a whole
     kinds: int  # of cores on a hybrid host
     grade: int  # of the slowest
     caches: int  # last-level caches that its vCPUs are spread over
     broken: int  # cores that were free as a whole and now are in part
     left: int  # CPUs that stay free on the node
+    memory: int  # bytes that stay free there, or are lacking: as with CPUs, what is left over is kept in one piece
     spare: int  # and beside it
     fit: Fit
 
 
-def fit_node(cores: Sequence[Core], demand: Demand) -> Scored | None:
-    """The best place among `cores`, all of one node; None where they are too few."""
+def fit_node(cores: Sequence[Core], demand: Demand, memory: int = 0) -> Scored | None:
+    """The best place among `cores`, all of one node with `memory` to spare; None where they are too few."""
     left = sum(len(core.free) for core in cores) - demand.vcpus
     found = []
     for pool in _pools(cores):
@@ -123,12 +123,14 @@ def fit_node(cores: Sequence[Core], demand: Demand) -> Scored | None:
             given = Counter(core.first for core, group in chosen for _ in group)
             used = [core for core in pool if core.first in given]
             scored = Scored(
+                short=memory < 0,
                 plain=sum(len(group) for core, group in chosen if not core.isolated),
                 kinds=len({core.grade for core in used}),
                 grade=max(core.grade for core in used),
                 caches=len({core.cache for core in used}),
                 broken=sum(core.whole and core.room > given[core.first] for core in used),
                 left=left,
+                memory=abs(memory),
                 spare=room(pool),
                 fit=Fit(_in_order(chosen), (cores[0].node,)),
             )

@@ -154,8 +154,8 @@ def _dedicated(guest: Guest, scene: Scene, why: list[str]) -> Chosen:
         found, nodes = cells.dedicated(guest, scene, free)
         why += _reasons(packing.Fit(tuple(found.values()), tuple(sorted(set(nodes)))), cores, topology)
         return tuple(frozenset((found[index],)) for index in range(guest.cpu.maxcpus)), nodes
-    roomy = frozenset(node for node in topology.nodes if scene.free.get(node, 0) >= guest.memory.size)
-    fit = packing.fit(cores, demand, topology, roomy)
+    memory = {node: scene.free.get(node, 0) - guest.memory.size for node in topology.nodes}
+    fit = packing.fit(cores, demand, topology, memory)
     # Hugepages are reserved on one node.
     if fit is None or (guest.pages and len(fit.nodes) > 1):
         raise refusals.too_few(guest, scene, cores)
