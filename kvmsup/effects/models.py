@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import grp
 import os
-import pwd
 import socket
 import subprocess
 import time
@@ -30,6 +29,8 @@ from kvmsup.plan.qemu import BINARY
 _PATIENCE_SECONDS = 20.0
 # Every accelerator can run it, so that what is asked does not depend on it.
 _ANY_CPU = "qemu64"
+# User and group (systemd.io/UIDS-GIDS).
+_NOBODY = 65534
 
 
 @cache
@@ -149,9 +150,8 @@ def _spawn(command: Sequence[str], descriptor: int, said: IO[bytes]) -> subproce
     who: dict[str, Any] = {}
     if os.geteuid() == 0:
         # "kvm" is systemd's group for /dev/kvm (sysusers.d/basic.conf).
-        nobody = pwd.getpwnam("nobody")
         groups = [group.gr_gid for group in grp.getgrall() if group.gr_name == "kvm"]
-        who = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": groups}
+        who = {"user": _NOBODY, "group": _NOBODY, "extra_groups": groups}
     null = subprocess.DEVNULL
     try:
         return subprocess.Popen(

@@ -16,6 +16,7 @@ import pytest
 from kvmsup import cli
 from kvmsup.cli import cpu_models
 from kvmsup.effects import models as asking
+from kvmsup.entry import explain
 from kvmsup.errors import HostError
 from kvmsup.model.guest import Cpu
 from kvmsup.model.table import Problem
@@ -400,6 +401,24 @@ def test_check_points_at_the_place(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert check('model = "EPYC"\nfeatures = ["+topoext", "-vme"]\n', monkeypatch) == 1
     assert capsys.readouterr().err.splitlines()[0] == (
         "standard input:6:9: cpu.model: EPYC needs what this host lacks: cx16, fxsr-opt, misalignsse, osvw, xsavec"
+    )
+
+
+@ten
+@pytest.mark.usefixtures("qemu")
+def test_the_journal_is_told_the_same(tmp_path: Path) -> None:
+    """What attach adds when QEMU has ended at once: errors alone, and nothing where the CPU was not at fault."""
+    assert explain.refusal("web", str(tmp_path)) == ""
+    file = tmp_path / "etc/kvmsup/web.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text(CONTENT)
+    assert explain.refusal("web", str(tmp_path)) == ""
+    file.write_text(CONTENT.replace("pc-q35-7.2", "q35") + 'model = "EPYX"\n')
+    assert explain.refusal("web", str(tmp_path)) == (
+        "/etc/kvmsup/web.toml:6:9: cpu.model: QEMU has no CPU model EPYX\n"
+        '  6 | model = "EPYX"\n'
+        "    |         ^^^^^^\n"
+        "  hint: did you mean EPYC? kvmsup cpu-models lists them all"
     )
 
 
