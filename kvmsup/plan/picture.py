@@ -139,7 +139,7 @@ class _Use(NamedTuple):
 
 def _use(claim: Claim) -> _Use:
     shared = frozenset() if claim.dedicated else frozenset[int]().union(*claim.vcpu)
-    return _Use(claim, claim.own_cpus, shared, claim.emulator)
+    return _Use(claim, claim.own_cpus, shared, claim.emulator.union(*claim.iothread.values()))
 
 
 def _tenant(use: _Use, uses: Iterable[_Use], state: str) -> Tenant:

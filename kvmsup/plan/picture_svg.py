@@ -19,6 +19,8 @@ _TINTS = ("#77aadd", "#ee8866", "#eedd88", "#ffaabb", "#44bb99", "#bbcc33", "#99
 _INK, _FAINT, _LINE = "#1a1a1a", "#555555", "#8a8f98"
 # Up to here a CPU has room for its guest's name.
 _FEW_CPUS, _LONGEST_LABEL = 64, 14
+# How wide the picture of so many CPUs may be, in pixels.
+_PAGES = ((_FEW_CPUS, 1000), (512, 1400), (1 << 20, 2500))
 _HEADER = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
     " font-family=\"system-ui, 'Segoe UI', 'DejaVu Sans', sans-serif\" fill=\"{ink}\">\n"
@@ -80,7 +82,7 @@ def _look(drawn: Picture) -> _Look:
     number = max((len(str(cpu.number)) for cpu in cpus), default=1)
     longest = max((len(label(cpu)) for cpu in cpus), default=0)
     width = round((number + longest) * font * 0.62 + 24)
-    page = 1000 if len(cpus) <= _FEW_CPUS else 1400
+    page = next(width for most, width in _PAGES if len(cpus) <= most)
     return _Look(width, round(font * 2.1), font, page, few, label, places)
 
 

@@ -157,6 +157,18 @@ def test_each_cpu_has_its_right_owner(scene: tuple[int, int, int, list[Claim], f
     ElementTree.fromstring(picture_svg.render(drawn))
 
 
+def test_iothreads_are_threads_of_qemu() -> None:
+    held = hosts.claim("web", ["1"])._replace(iothread={"io0": frozenset((3,))})
+    found = by_number(picture.draw(hosts.topology(), [held], frozenset((0,)), {}, {}))
+    assert {number: cpu.role for number, cpu in found.items()} == {
+        0: "housekeeping",
+        1: "vcpu",
+        2: "free",
+        3: "emulator",
+    }
+    assert found[3].emulators == ("web",)
+
+
 def test_marks() -> None:
     cpu = Cpu(3, picture.VCPU, "web", (0,), (), (), False, False)
     places = {"web": 27}
@@ -270,6 +282,10 @@ def test_hugepage_pools(desktop: str, capsys: pytest.CaptureFixture[str], monkey
     pools = json.loads(run(capsys, "--root", desktop, "--json"))["nodes"][0]["hugepages"]
     assert pools[0] == {"page_size": 2 << 20, "total": 512, "free": 100}
     assert len(pools) == 2
+    write(desktop, f"{machines.NODE}/node0/hugepages/hugepages-2048kB/nr_hugepages", "many")
+    assert cli.main(["topology", "--root", desktop]) == 1
+    said = "hugepages-2048kB: the kernel's counts of pages are not numbers\n"
+    assert capsys.readouterr().err.endswith(said)
 
 
 def test_states_are_told() -> None:
