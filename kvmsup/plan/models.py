@@ -115,17 +115,18 @@ def refused(catalogue: Catalogue, cpu: Cpu, given: Given, relatives: Sequence[st
             yield _error(("cpu", "features"), f"{giver} has no {name}", "leave out what asks for it")
     if lost := [name for name in given.missing if name in own]:
         what = f"{cpu.model} needs what {giver} lacks: {', '.join(lost)}"
-        yield _error(("cpu", "model"), what, _way_out(catalogue, cpu, lost, relatives))
+        kept = [feature for feature in cpu.features if plain(feature) not in given.missing]
+        yield _error(("cpu", "model"), what, _way_out(catalogue.accel, kept, lost, relatives))
 
 
-def _way_out(catalogue: Catalogue, cpu: Cpu, lost: Sequence[str], relatives: Sequence[str]) -> str:
-    """What to write instead of a model of which `lost` is missing."""
-    always = "host" if catalogue.accel == "kvm" else "max"
+def _way_out(accel: str, kept: Sequence[str], lost: Sequence[str], relatives: Sequence[str]) -> str:
+    """What to write instead of a model of which `lost` is missing, beside the features `kept`."""
+    always = "host" if accel == "kvm" else "max"
     ways = [f'model = "{relatives[0] if relatives else always}"']
     if relatives[1:]:
         ways[0] += f" (or {', '.join(relatives[1:])})"
     if len(lost) <= _MOST_LEFT_OUT:
-        without = [*cpu.features, *(f"-{name}" for name in lost)]
+        without = [*kept, *(f"-{name}" for name in lost)]
         ways.append(f"features = {_list(without)}")
     return f"{', or '.join(ways)}; kvmsup cpu-models --usable lists what runs here"
 
