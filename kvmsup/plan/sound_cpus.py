@@ -15,7 +15,6 @@ _NAMED = 3
 _OF_GUESTS = (
     "gather_data_sampling",
     "indirect_target_selection",
-    "itlb_multihit",
     "l1tf",
     "mds",
     "meltdown",
@@ -83,7 +82,7 @@ def _smt(facts: Facts, topology: Topology | None) -> Iterator[Finding]:
 
 
 def _exposed(facts: Facts) -> Iterator[Finding]:
-    """What the kernel says of itself in cpu/vulnerabilities (hw-vuln/l1tf.rst, mds.rst)."""
+    """What the kernel says in cpu/vulnerabilities (hw-vuln/l1tf.rst, mds.rst); itlb_multihit is nx_huge_pages'."""
     if not facts.cpus.vulnerabilities:
         yield unknown("vulnerabilities", "this kernel does not tell")
         return
@@ -91,7 +90,7 @@ def _exposed(facts: Facts) -> Iterator[Finding]:
     siblings = [name for name, text in told.items() if "SMT vulnerable" in text]
     if siblings:
         yield warn("SMT siblings", f"guests on one core can read each other's data ({', '.join(siblings)})", _NOSMT)
-    open_to = [name for name, text in told.items() if text.startswith("Vulnerable") or "VM: vulnerable" in _vm(text)]
+    open_to = [name for name, text in told.items() if text.startswith("Vulnerable") or "VMX: vulnerable" in text]
     if open_to:
         yield warn("vulnerabilities", f"guests may read what is not theirs ({', '.join(open_to)})", _patch(facts))
     elif not siblings:
@@ -102,11 +101,6 @@ _NOSMT = (
     "give such guests whole cores (dedicated, with threads = 2), or no SMT:\n"
     "echo off > /sys/devices/system/cpu/smt/control  # and nosmt on the kernel's command line"
 )
-
-
-def _vm(text: str) -> str:
-    """l1tf says "VMX: vulnerable", itlb_multihit "KVM: Vulnerable"."""
-    return text.replace("VMX: ", "VM: ").replace("KVM: ", "VM: ").replace("VM: Vulnerable", "VM: vulnerable")
 
 
 def _patch(facts: Facts) -> str:
