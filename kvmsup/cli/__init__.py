@@ -32,6 +32,13 @@ def parser() -> argparse.ArgumentParser:
     status = verbs.add_parser("status", help="everything about one guest: threads, CPUs, memory")
     status.add_argument("guest", metavar="GUEST")
 
+    plan = verbs.add_parser("plan", help="where guests would go, and why; nothing is touched")
+    plan.add_argument("guest", nargs="?", default="", metavar="GUEST", help="one guest as if started now; all")
+    plan.add_argument("--root", default="", metavar="DIR", help="the host whose /etc, /sys and /run are below DIR")
+
+    verify = verbs.add_parser("verify", help="read back what guests were given; 1 when something differs")
+    verify.add_argument("guests", nargs="*", metavar="GUEST", help="a running guest; all that run")
+
     models = verbs.add_parser("cpu-models", help="the CPU models that QEMU knows, and which of them this host can run")
     models.add_argument("name", nargs="?", metavar="MODEL", help="everything about one model")
     models.add_argument("--usable", action="store_true", help="only those that this host can run")

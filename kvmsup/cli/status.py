@@ -32,7 +32,7 @@ def run(asked: argparse.Namespace) -> int:
 def describe(seen: observe.Seen) -> dict[str, Any]:
     """The guest for programs. Raises KvmsupError."""
     claim = seen.claim
-    threads = [_thread(one) for one in observe.threads("", seen)]
+    threads = observe.threads("", seen)
     cpu = observe.cpu("", seen)
     return {
         "name": seen.name,
@@ -45,7 +45,10 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
         "placement": {
             "kind": "dedicated" if claim.dedicated else "shared",
             "vcpu": {str(index): cpulist.render(cpus) for index, cpus in enumerate(claim.vcpu)},
+            "idle": cpulist.render(claim.idle),
             "emulator": cpulist.render(claim.emulator),
+            "iothread": {name: cpulist.render(cpus) for name, cpus in claim.iothread.items()},
+            "cells": list(claim.cells),
             "nodes": cpulist.render(claim.nodes),
             "scheduler": claim.scheduler or None,
         }
@@ -53,8 +56,9 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
         else None,
         "cpu": cpu._asdict() if cpu else None,
         "memory": _memory(seen),
-        "threads": threads,
-        "drift": any(one["actual"] != one["wanted"] for one in threads) or bool(cpu and cpu.missing),
+        "threads": [_thread(one) for one in threads],
+        "foreign": [one._asdict() for one in observe.intruders("", seen)],
+        "drift": any(one.drifted for one in threads) or bool(cpu and cpu.missing),
     }
 
 
@@ -65,7 +69,9 @@ def _thread(one: observe.Thread) -> dict[str, Any]:
         "role": one.role,
         "wanted": cpulist.render(one.wanted),
         "actual": cpulist.render(one.actual),
+        "scheduler": one.scheduler,
         "last": one.last,
+        "drift": one.drifted,
     }
 
 
@@ -103,7 +109,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
             f"  hugepages  node {entry['node']}: {entry['held']} of {entry['claimed']} pages of {size} in use;"
             f" {entry['added']} were added to the pool, now {entry['pool']} with {entry['free']} free"
         )
-    return lines + _thread_lines(report["threads"])
+    return lines + _thread_lines(report["threads"]) + _foreign_lines(report["foreign"])
 
 
 def _thread_lines(threads: list[dict[str, Any]]) -> list[str]:
@@ -116,14 +122,26 @@ def _thread_lines(threads: list[dict[str, Any]]) -> list[str]:
             one["name"],
             one["wanted"],
             one["actual"],
+            one["scheduler"],
             str(one["last"]),
-            _verdict(one),
+            "drift" if one["drift"] else "ok",
         ]
         for one in threads
     ]
-    heads = ("ROLE", "TID", "THREAD", "WANTED", "ACTUAL", "LAST RAN ON", "")
+    heads = ("ROLE", "TID", "THREAD", "WANTED", "ACTUAL", "SCHEDULER", "LAST RAN ON", "")
     return ["", *(f"  {line}" for line in show.table(heads, rows))]
 
 
-def _verdict(one: dict[str, Any]) -> str:
-    return "ok" if one["actual"] == one["wanted"] else "drift"
+def _foreign_lines(foreign: list[dict[str, Any]]) -> list[str]:
+    """Who else ran on the guest's own CPUs; the kernel threads that belong to those CPUs are only counted."""
+    bound = sum(one["bound"] for one in foreign)
+    rows = [
+        [str(one["cpu"]), str(one["tid"]), one["name"], "the kernel" if one["kernel"] else one["group"]]
+        for one in foreign
+        if not one["bound"]
+    ]
+    heads = ("CPU", "TID", "NOT THE GUEST'S, LAST RAN THERE", "BELONGS TO")
+    lines = [f"  {line}" for line in show.table(heads, rows)] if rows else []
+    if bound:
+        lines.append(f"  {bound} kernel threads that belong to its CPUs have run there too")
+    return ["", *lines] if lines else []

@@ -46,6 +46,14 @@ def current(root: str) -> frozenset[int] | None:
     return _kept(root, SHARED)
 
 
+def effective(root: str) -> frozenset[int] | None:
+    """The CPUs that the kernel lets shared guests run on; None where there are none, or no cpuset for them."""
+    try:
+        return cpulist.parse(files.read(f"{root}/sys/fs/cgroup/kvm.slice/{SHARED}/cpuset.cpus.effective"))
+    except OSError:
+        return None
+
+
 def _path(root: str, unit: str) -> str:
     """Where `systemctl set-property --runtime` keeps the value (systemd.unit(5), "Unit File Load Path")."""
     return f"{root}/run/systemd/system.control/{unit}.d/50-AllowedCPUs.conf"

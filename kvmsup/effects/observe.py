@@ -7,8 +7,21 @@ import time
 from typing import NamedTuple
 
 from kvmsup import cpulist
-from kvmsup.effects import claims, configs, fence, files, hugepages, models, pin, qmp, systemctl
+from kvmsup.effects import (
+    cgroup,
+    claims,
+    configs,
+    fence,
+    files,
+    foreign,
+    hugepages,
+    models,
+    pin,
+    qmp,
+    systemctl,
+)
 from kvmsup.effects import threads as guest_threads
+from kvmsup.effects.foreign import Foreign
 from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
 from kvmsup.plan.duties import Duty
@@ -27,6 +40,7 @@ class Seen(NamedTuple):
     result: str
     pid: int
     since: str
+    since_boot: float  # the same moment in seconds after boot
     description: str
     enabled: str
     claim: Claim | None
@@ -57,6 +71,7 @@ _PROPERTIES = (
     "Result",
     "MainPID",
     "ActiveEnterTimestamp",
+    "ActiveEnterTimestampMonotonic",
     "Description",
     "UnitFileState",
 )
@@ -80,6 +95,7 @@ def _seen(name: str, values: dict[str, str], claim: Claim | None, configured: bo
         result=values.get("Result", "success"),
         pid=int(values.get("MainPID") or 0),
         since=values.get("ActiveEnterTimestamp", ""),
+        since_boot=int(values.get("ActiveEnterTimestampMonotonic") or 0) / 1e6,
         description=values.get("Description", ""),
         enabled=values.get("UnitFileState", ""),
         claim=claim,
@@ -148,6 +164,15 @@ def _last_cpu(root: str, tid: int) -> int:
         return int(files.read(f"{root}/proc/{tid}/stat").rpartition(")")[2].split()[36])
     except (OSError, IndexError, ValueError):
         return -1
+
+
+def intruders(root: str, seen: Seen) -> list[Foreign]:
+    """Threads that are not the guest's and ran on its own CPUs since it started; none for a shared guest."""
+    claim = seen.claim
+    if not claim or not seen.pid or not claim.own_cpus:
+        return []
+    own = {*cgroup.processes(root, claim), *guest_threads.of_kernel(root, seen.pid)}
+    return foreign.threads(root, claim.own_cpus, own, seen.since_boot)
 
 
 def memory(root: str, seen: Seen) -> dict[int, int]:

@@ -30,13 +30,14 @@ _POLICIES = {"fifo": os.SCHED_FIFO, "rr": os.SCHED_RR, "other": os.SCHED_OTHER}
 
 
 def schedule(tid: int, scheduler: str) -> None:
-    """Give `tid` the policy fifo or rr with its priority, such as "fifo:10", or "other".
+    """Give `tid`, but not what it gives birth to, the policy of `scheduler`: "fifo:10", "rr:10" or "other".
 
     One that has ended is not scheduled. Raises HostError with the reason.
     """
     policy, _, priority = scheduler.partition(":")
+    number = _POLICIES[policy] | os.SCHED_RESET_ON_FORK
     try:
-        os.sched_setscheduler(tid, _POLICIES[policy], os.sched_param(int(priority or 0)))
+        os.sched_setscheduler(tid, number, os.sched_param(int(priority or 0)))
     except ProcessLookupError:
         pass
     except OSError as error:
@@ -49,6 +50,7 @@ def scheduled(tid: int) -> str | None:
         number, priority = os.sched_getscheduler(tid), os.sched_getparam(tid).sched_priority
     except ProcessLookupError:
         return None
+    number &= ~os.SCHED_RESET_ON_FORK
     policy = next((name for name, value in _POLICIES.items() if value == number), str(number))
     return f"{policy}:{priority}" if priority else policy
 

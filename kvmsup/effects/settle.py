@@ -31,7 +31,7 @@ def _process(root: str, pid: int, claim: Claim) -> Iterator[str]:
     online, fenced = sysfs.online(root), fence.current(root)
     for tid, duty in threads.of_guest(root, pid, claim, named).items():
         possible = duties.now(duty, claim, online, fenced)
-        moved = _restore(root, tid, possible)
+        moved = restore(root, tid, possible)
         if not duty.cpus & online:
             gone = f"CPU {cpulist.render(duty.cpus)} is offline"
             hint = f"echo 1 > /sys/devices/system/cpu/cpu{min(duty.cpus)}/online"
@@ -40,8 +40,8 @@ def _process(root: str, pid: int, claim: Claim) -> Iterator[str]:
             yield moved
 
 
-def _restore(root: str, tid: int, duty: Duty) -> str:
-    """Move `tid` where it should be; what had changed, "" when nothing had."""
+def restore(root: str, tid: int, duty: Duty) -> str:
+    """Move `tid` where it should be; says what had changed, "" when nothing had. Raises HostError."""
     found = []
     actual = pin.allowed(tid)
     if actual not in (duty.cpus, None):

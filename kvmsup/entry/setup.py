@@ -12,7 +12,7 @@ import time
 from typing import NamedTuple
 
 from kvmsup import cpulist, sizes
-from kvmsup.effects import claims, configs, fence, hugepages, journal, kvm, ledger, room, sysfs
+from kvmsup.effects import claims, configs, fence, hugepages, journal, kernel, kvm, ledger, room, sysfs
 from kvmsup.errors import HostError, KvmsupError, Refusal
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
@@ -101,6 +101,8 @@ def _check_host(guest: Guest, root: str) -> None:
     """What QEMU would only find out later, and say less clearly."""
     if guest.machine.accel == "kvm":
         kvm.ensure(root)
+    if guest.placement.core_scheduling:
+        kernel.check_core_scheduling()
     for key, path in (("kernel", guest.machine.kernel), ("initrd", guest.machine.initrd)):
         if path:
             _check_readable(key, path, root)

@@ -11,7 +11,7 @@ import selectors
 import signal
 import time
 
-from kvmsup.effects import claims, configs, fence, journal, ksm, ledger, settle, sysfs, systemd, udev
+from kvmsup.effects import claims, configs, fence, journal, ksm, ledger, settle, sysfs, systemctl, systemd, udev
 from kvmsup.errors import ConfigError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.guest import Host
@@ -121,7 +121,10 @@ class Supervisor:
             for told in settle.guest(self.root, guest):
                 journal.tell(self.root, guest, journal.WARNING, f"after {why}: {told}" if why else told)
         except KvmsupError as error:
-            journal.say(journal.WARNING, f"{guest}: {error}")
+            # One that is only starting will be looked at when it has; one that is stopping need not be.
+            unit = f"kvm@{guest}.service"
+            if systemctl.units([unit])[unit].active == "active":
+                journal.tell(self.root, guest, journal.WARNING, f"its threads could not be looked at: {error}")
 
     def look(self) -> None:
         """Bring the host to what the present guests ask for. Raises KvmsupError."""

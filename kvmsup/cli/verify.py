@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kvmsup verify: what guests were given, read back from the kernel and from QEMU; every difference is told."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from kvmsup import cpulist, sizes
+from kvmsup.cli import show
+from kvmsup.effects import configs, fence, kernel, observe
+from kvmsup.errors import KvmsupError
+from kvmsup.model.table import nearest
+
+_HEADS = ("GUEST", "WHAT", "WANTED", "ACTUAL")
+
+
+class Difference(NamedTuple):
+    """One thing that is not as the guest's claim has it."""
+
+    guest: str
+    what: str
+    wanted: str
+    actual: str
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Print the differences; 1 when there are any."""
+    seen = _running(asked.guests)
+    found = [difference for one in seen for difference in differences("", one)] + list(_fence("", seen))
+    if asked.json:
+        told: dict[str, Any] = {"ok": not found, "guests": [one.name for one in seen]}
+        show.as_json(told | {"differences": [one._asdict() for one in found]})
+    elif found:
+        for line in show.table(_HEADS, found):
+            print(line)
+        print("hint: systemctl reload kvmsup puts threads back")
+    else:
+        print(f"{len(seen)} running guest{' is' if len(seen) == 1 else 's are'} as claimed")
+    return 1 if found else 0
+
+
+def _running(names: list[str]) -> list[observe.Seen]:
+    """The guests of `names`, which must run, or all that do. Raises KvmsupError."""
+    seen = observe.guests("", names or None)
+    for one in seen if names else ():
+        if not one.claim or not one.pid:
+            near = nearest(one.name, configs.names("")) if not one.configured else ""
+            raise KvmsupError(f"guest {one.name} does not run", f"did you mean {near}?" if near else "")
+    return [one for one in seen if one.claim and one.pid]
+
+
+def differences(root: str, seen: observe.Seen) -> Iterator[Difference]:
+    """What of one guest is not as claimed: threads, memory, the CPU that it sees. Raises KvmsupError."""
+    claim = seen.claim
+    assert claim
+    for one in observe.threads(root, seen):
+        what = f"{one.role}, thread {one.tid} ({one.name})"
+        if one.actual != one.wanted:
+            yield Difference(seen.name, what, f"CPU {cpulist.render(one.wanted)}", f"CPU {cpulist.render(one.actual)}")
+        if one.wanted_scheduler not in ("", one.scheduler):
+            yield Difference(seen.name, what, one.wanted_scheduler, one.scheduler)
+    for node, count in observe.memory(root, seen).items():
+        if count != claim.pages[node]:
+            size = sizes.render(claim.page_size)
+            yield Difference(seen.name, f"hugepages of {size} on node {node}", str(claim.pages[node]), str(count))
+    given = observe.cpu(root, seen)
+    if given and given.missing:
+        yield Difference(seen.name, f"CPU model {given.model}", " ".join(given.missing), "missing")
+    if claim.core_scheduling and not kernel.core_cookie(seen.pid):
+        yield Difference(seen.name, "core scheduling", "a cookie", "none")
+
+
+def _fence(root: str, seen: list[observe.Seen]) -> Iterator[Difference]:
+    """Shared guests must not be able to run on anybody's own CPUs."""
+    owned = frozenset[int]().union(*(one.claim.own_cpus for one in seen if one.claim))
+    shared = any(not one.claim.dedicated for one in seen if one.claim)
+    allowed = fence.effective(root) if shared else None
+    if allowed is not None and allowed & owned:
+        wanted = f"none of CPU {cpulist.render(owned)}"
+        yield Difference("", f"cpuset of {fence.SHARED}", wanted, f"CPU {cpulist.render(allowed)}")

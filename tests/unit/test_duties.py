@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What each thread should do, what of it can be had, and that real threads which were moved are put back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from kvmsup import cpulist
+from kvmsup.effects import foreign, pin, threads
+from kvmsup.effects.settle import restore
+from kvmsup.errors import HostError
+from kvmsup.plan.duties import ORDINARY, Duty, Named, duties, now
+from tests.unit.hosts import claim
+
+HELD = claim("web", ["2", "3"], emulator="0-1", scheduler="fifo:5")._replace(iothread={"io": frozenset((1,))})
+ONLINE = frozenset(range(8))
+
+
+def test_every_thread_has_a_duty() -> None:
+    found = duties(HELD, Named({0: 100, 1: 101}, {"io": 102}), [99, 100, 102, 103])
+    assert found == {
+        100: Duty("vCPU 0", frozenset((2,)), "fifo:5"),
+        101: Duty("vCPU 1", frozenset((3,)), "fifo:5"),
+        102: Duty("iothread io", frozenset((1,)), ""),
+        99: Duty("emulator", frozenset((0, 1)), ""),
+        103: Duty("emulator", frozenset((0, 1)), ""),
+    }
+
+
+@pytest.mark.parametrize(
+    ("cpus", "dedicated", "online", "fence", "expected"),
+    [
+        ("2", True, ONLINE, None, ("2", "fifo:5")),
+        ("2", True, ONLINE, "0-1", ("2", "fifo:5")),  # the fence is not for those who own
+        ("2-4", False, ONLINE, "0-1,4-7", ("4", "fifo:5")),
+        ("2", True, ONLINE - {2}, None, ("0-1", ORDINARY)),
+        ("2", True, ONLINE - {0, 1, 2}, None, ("4-7", ORDINARY)),
+        ("2-3", False, ONLINE - {2}, None, ("3", "fifo:5")),
+    ],
+)
+def test_what_can_be_had(
+    cpus: str, dedicated: bool, online: frozenset[int], fence: str | None, expected: tuple[str, str]
+) -> None:
+    held = HELD._replace(dedicated=dedicated)
+    asked = Duty("vCPU 0", cpulist.parse(cpus), "fifo:5")
+    found = now(asked, held, online, cpulist.parse(fence) if fence else None)
+    assert (cpulist.render(found.cpus), found.scheduler) == expected
+
+
+CPUS = sorted(os.sched_getaffinity(0))
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_moved_thread_is_put_back(sleeper: int) -> None:
+    if len(CPUS) < 2:
+        pytest.skip("one CPU: there is nowhere to move to")
+    duty = Duty("vCPU 1", frozenset(CPUS[:1]), "")
+    pin.pin(sleeper, duty.cpus)
+    assert restore("", sleeper, duty) == ""
+    pin.pin(sleeper, frozenset(CPUS))
+    expected = f"was allowed on CPU {cpulist.render(CPUS)}, is back on {CPUS[0]}"
+    assert restore("", sleeper, duty) == f"vCPU 1 (thread {sleeper}, sleep) {expected}"
+    assert pin.allowed(sleeper) == frozenset(CPUS[:1])
+
+
+def test_a_real_time_policy_is_put_back_and_not_inherited(sleeper: int) -> None:
+    duty = Duty("vCPU 0", frozenset(CPUS), "rr:1")
+    try:
+        assert restore("", sleeper, duty).endswith(") ran as other, runs as rr:1 again")
+    except HostError as error:
+        pytest.skip(f"real-time policies are forbidden here: {error}")
+    assert pin.scheduled(sleeper) == "rr:1"
+    assert os.sched_getscheduler(sleeper) & os.SCHED_RESET_ON_FORK
+    pin.schedule(sleeper, ORDINARY)
+    assert pin.scheduled(sleeper) == "other"
+
+
+def test_a_thread_that_has_ended_is_let_go() -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    pin.pin(process.pid, frozenset(CPUS))
+    pin.schedule(process.pid, "other")
+    assert (pin.allowed(process.pid), pin.scheduled(process.pid)) == (None, None)
+    assert threads.name("", process.pid) == ""
+
+
+def test_a_foreign_thread_is_found_by_where_it_ran_last(sleeper: int) -> None:
+    cpu = frozenset(CPUS[-1:])
+    pin.pin(sleeper, cpu)
+    busy = subprocess.Popen(["sh", "-c", "while :; do :; done"])
+    try:
+        pin.pin(busy.pid, cpu)
+        deadline = time.monotonic() + 10
+        while busy.pid not in {one.tid for one in foreign.threads("", cpu, [], 0.0)}:
+            assert time.monotonic() < deadline
+        found = {one.tid: one for one in foreign.threads("", cpu, [sleeper], 0.0)}
+        assert (found[busy.pid].name, found[busy.pid].cpu, found[busy.pid].kernel) == ("sh", CPUS[-1], False)
+        assert found[busy.pid].group.startswith("/")
+        assert sleeper not in found
+        assert busy.pid not in {one.tid for one in foreign.threads("", frozenset((9999,)), [], 0.0)}
+        assert sleeper not in {one.tid for one in foreign.threads("", cpu, [], time.monotonic() + 1000)}
+    finally:
+        busy.kill()
+        busy.wait()
