@@ -8,14 +8,11 @@ import time
 from collections.abc import Collection
 
 from kvmsup import cpulist
-from kvmsup.effects import files, kernel, pin, qmp
+from kvmsup.effects import files, pin, qmp
 from kvmsup.errors import HostError, QmpError
 from kvmsup.model.claim import Claim
 from kvmsup.plan import duties
 from kvmsup.plan.duties import Duty, Named
-
-# Since then vhost's workers are threads of QEMU itself (6e890c5d5021, "vhost: use vhost_tasks for worker threads").
-_VHOST_IS_OURS = (6, 4)
 
 
 def of_process(root: str, pid: int) -> list[int]:
@@ -35,23 +32,19 @@ def name(root: str, tid: int) -> str:
 
 
 def of_kernel(root: str, pid: int) -> list[int]:
-    """Kernel threads that work for QEMU `pid` outside its task directory: kvm-pit, and on old kernels vhost's workers.
+    """Kernel threads that work for QEMU `pid` outside its task directory.
 
-    They are called kvm-pit/PID (arch/x86/kvm/i8254.c) and vhost-PID, of which there may be several.
+    That is kvm-pit (arch/x86/kvm/i8254.c), and on older kernels vhost's workers and kvm-nx-lpage-recovery, which have
+    become threads of QEMU since (6e890c5d5021, "vhost: use vhost_tasks for worker threads").
     """
-    pit, vhost = f"kvm-pit/{pid}", f"vhost-{pid}"
-    several = kernel.version() < _VHOST_IS_OURS
-    candidates = [int(entry) for entry in os.listdir(f"{root}/proc") if entry.isdigit()]
+    wanted = {f"kvm-pit/{pid}", f"vhost-{pid}", f"kvm-nx-lpage-recovery-{pid}"}
+    there = [int(entry) for entry in os.listdir(f"{root}/proc") if entry.isdigit()]
     # They are born after QEMU and so have higher pids, unless the numbers have wrapped.
-    candidates.sort(key=lambda candidate: (candidate < pid, candidate))
-    found = []
-    for tid in candidates:
-        called = name(root, tid)
-        if called == pit or (several and called == vhost):
-            found.append(tid)
-            if not several:
-                break
-    return found
+    for some in ([tid for tid in there if tid > pid], [tid for tid in there if tid < pid]):
+        found = [tid for tid in some if name(root, tid) in wanted]
+        if found:
+            return found
+    return []
 
 
 def named_by_qemu(monitor: qmp.Conversation, claim: Claim) -> Named:
