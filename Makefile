@@ -4,6 +4,7 @@
 # make test    make check, and everything on real hosts: what CI runs
 # make golden  write the expected units and pictures anew; read the diff like code
 # make deb     build/kvmsup_VERSION_all.deb
+# make bench-placement  kvmsup's placement beside its peers'; rewrites a section of bench/README.md
 # make lab     a root shell on a fresh host with the package installed
 # make install DESTDIR=…
 .DELETE_ON_ERROR:
@@ -35,6 +36,10 @@ test: $(VENV)/ready $(DEB) | tools
 golden: $(VENV)/ready
 	$(PYTHON) -m tests.golden
 	$(PYTHON) -m tests.unit.pictures
+
+.PHONY: bench-placement
+bench-placement: $(VENV)/ready
+	$(PYTHON) -m bench.placement
 
 lab: $(DEB) | tools
 	python3 -m tests.lab shell --deb $(DEB)
