@@ -6,8 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvmsup import cpulist
-from kvmsup.effects import cgroup, claims, fence, pin, sysfs, threads
-from kvmsup.model.claim import Claim
+from kvmsup.effects import claims, fence, pin, sysfs, threads
 from kvmsup.plan import duties
 from kvmsup.plan.duties import Duty
 from kvmsup.plan.qemu import socket
@@ -15,18 +14,14 @@ from kvmsup.plan.qemu import socket
 _QMP_SECONDS = 2.0
 
 
-def guest(root: str, name: str) -> list[str]:
-    """Look at every thread of the guest called `name` and move those that are elsewhere; a sentence for each that was.
+def guest(root: str, name: str, pid: int) -> Iterator[str]:
+    """Look at every thread of guest `name`, whose QEMU is `pid`, and move those that are elsewhere; says which were.
 
     A worker that was born on the wrong CPUs is moved without a word. Raises KvmsupError.
     """
     claim = claims.read(root, name)
     if claim is None or not claim.held:
-        return []
-    return [told for pid in cgroup.processes(root, claim) for told in _process(root, pid, claim)]
-
-
-def _process(root: str, pid: int, claim: Claim) -> Iterator[str]:
+        return
     named = threads.ask(root + socket(claim.guest, "supervisor.qmp"), pid, claim, _QMP_SECONDS)
     online, fenced = sysfs.online(root), fence.current(root)
     for tid, duty in threads.of_guest(root, pid, claim, named).items():

@@ -112,19 +112,21 @@ class Supervisor:
                 fence.settle(self.root, sysfs.online(self.root), list(claims.read_all(self.root).values()))
         except KvmsupError as error:
             journal.say(journal.WARNING, str(error))
-        for guest in due:
+        units = {guest: f"kvm@{guest}.service" for guest in due}
+        shown = systemctl.show(list(units.values()), ("ActiveState", "MainPID"))
+        for guest, unit in units.items():
             del self.due[guest]
-            self._settle(guest, self.shaken_by.pop(guest, ""))
+            why = self.shaken_by.pop(guest, "")
+            # One that is only starting is attach's, and will be looked at when it has; one that stops need not be.
+            if shown[unit]["ActiveState"] == "active":
+                self._settle(guest, int(shown[unit]["MainPID"]), why)
 
-    def _settle(self, guest: str, why: str) -> None:
+    def _settle(self, guest: str, pid: int, why: str) -> None:
         try:
-            for told in settle.guest(self.root, guest):
+            for told in settle.guest(self.root, guest, pid):
                 journal.tell(self.root, guest, journal.WARNING, f"after {why}: {told}" if why else told)
         except KvmsupError as error:
-            # One that is only starting will be looked at when it has; one that is stopping need not be.
-            unit = f"kvm@{guest}.service"
-            if systemctl.units([unit])[unit].active == "active":
-                journal.tell(self.root, guest, journal.WARNING, f"its threads could not be looked at: {error}")
+            journal.tell(self.root, guest, journal.WARNING, f"its threads could not be looked at: {error}")
 
     def look(self) -> None:
         """Bring the host to what the present guests ask for. Raises KvmsupError."""
