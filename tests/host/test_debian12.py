@@ -32,6 +32,13 @@ def test_a_guest_starts_pinned_and_stops(old_host: Host) -> None:
     guests.start(old_host, "tiny")
     assert guests.pages(old_host) == (32, 0)
     assert pinned(old_host) == guests.claim(old_host, "tiny")["VCPU_CPUS"].split()
+    # On this kernel they are threads of its own, not QEMU's.
+    process = guests.pid(old_host, "tiny")
+    for name in (f"kvm-pit/{process}", f"kvm-nx-lpage-recovery-{process}"):
+        thread = old_host.run(f"grep -lx '{name}' /proc/[0-9]*/comm | cut -d/ -f3").stdout.strip()
+        assert f"Cpus_allowed_list:\t{guests.claim(old_host, 'tiny')['EMULATOR_CPUS']}\n" in old_host.read(
+            f"/proc/{thread}/status"
+        )
     guests.start(old_host, "other")
     others = cpulist.render(set(range(8)) - set(map(int, pinned(old_host))))
     assert guests.allowed(old_host, guests.pid(old_host, "other"))["CPU 0/KVM"] == others
@@ -44,6 +51,14 @@ def test_a_guest_starts_pinned_and_stops(old_host: Host) -> None:
     guests.stop(old_host, "tiny")
     assert guests.pages(old_host) == (0, 0)
     assert guests.leftovers(old_host) == []
+
+
+def test_smt_that_the_host_does_not_show_is_not_promised(old_host: Host) -> None:
+    """This kernel sees no SMT in the lab, so a guest that is to see siblings has nowhere to go."""
+    guests.configure(old_host, {"pair": guests.TINY.replace("vcpus = 2", "vcpus = 2\nthreads = 2")})
+    assert guests.start(old_host, "pair", check=False).rc == 1
+    said = "threads = 2: the cores that guests may have show 1 of their siblings at the most"
+    assert said in guests.said(old_host, "pair")
 
 
 def test_an_upgrade_leaves_guests_alone(old_host: Host, deb: Path) -> None:

@@ -135,6 +135,7 @@ def test_what_was_moved_by_hand_is_put_back(busy: Host, occasion: str) -> None:
     wait_for_mask(busy, thread, "4")
     busy.wait_for(f"chrt -p {thread} | grep -q SCHED_FIFO", timeout=10)
     busy.wait_for("kvmsup verify busy", timeout=30)
+    assert "its threads could not be looked at" not in guests.said(busy, "busy")
 
 
 def test_who_ran_on_the_guests_cpus_is_named(busy: Host) -> None:

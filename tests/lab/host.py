@@ -214,10 +214,10 @@ class Lab:
         (place / "ancestry").write_text("\n".join(host.ancestry))
         host.set_clock()
 
-    def boot(self) -> Host:
-        """A host booted cold from the built image, running when this returns."""
+    def boot(self, parameters: str = "") -> Host:
+        """A host booted cold from the built image, running when this returns; its kernel gets `parameters` too."""
         rig = self.ensure_built()
-        host = Host(Machine(rig, rig.image.disk, "raw"))
+        host = Host(Machine(rig, rig.image.disk, "raw", parameters=parameters))
         try:
             host.settle()
         except BaseException:

@@ -41,7 +41,7 @@ class Rig:
     @property
     def key(self) -> str:
         """Changes with whatever a saved state depends on."""
-        shape = json.dumps(_hardware(self, Path("disk")))
+        shape = json.dumps(_hardware(self, Path("disk"), ""))
         return f"{self.image.path.name}-{cache.digest(self.emulator.path.name, self.accel, shape, _VERSION)}"
 
     def program(self, name: str, *arguments: str) -> list[str]:
@@ -68,7 +68,7 @@ def _is_amd() -> bool:
     return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
 
 
-def _hardware(rig: Rig, disk: Path) -> list[str]:
+def _hardware(rig: Rig, disk: Path, parameters: str) -> list[str]:
     """Everything the guest sees, in an order that must stay: a saved state fits only the same machine."""
     node = MEMORY_MIB // 2
     return [
@@ -83,7 +83,7 @@ def _hardware(rig: Rig, disk: Path) -> list[str]:
             "-initrd",
             str(rig.image.initrd),
             "-append",
-            KERNEL_COMMAND_LINE,
+            f"{KERNEL_COMMAND_LINE} {parameters}".rstrip(),
         ),
         *("-drive", f"if=none,id=d0,format=qcow2,file={disk},cache=unsafe,discard=unmap"),
         *("-device", "virtio-blk-pci,drive=d0", "-device", "virtio-serial-pci"),
@@ -99,7 +99,8 @@ class Machine:
     Create it in a thread that lives as long as the machine shall: the kernel kills QEMU when that thread ends.
     """
 
-    def __init__(self, rig: Rig, disk: Path, kind: str, *, state: Path | None = None) -> None:
+    def __init__(self, rig: Rig, disk: Path, kind: str, *, state: Path | None = None, parameters: str = "") -> None:
+        """`parameters` are for the kernel, besides those that it always gets; a restored one has its own."""
         self.rig = rig
         self.below = disk
         self.place, self._live = cache.scratch()
@@ -109,12 +110,12 @@ class Machine:
         self._process: subprocess.Popen[bytes] | None = None
         try:
             rig.overlay(self.disk, disk, kind)
-            self._start(state)
+            self._start(state, parameters)
         except BaseException:
             self.kill()
             raise
 
-    def _start(self, state: Path | None) -> None:
+    def _start(self, state: Path | None, parameters: str) -> None:
         ends = {name: socket.socketpair() for name in ("agent", "console", "monitor")}
         self.agent, console, monitor = self._sockets = [ours for ours, _ in ends.values()]
         self.console = Console(console)
@@ -124,7 +125,7 @@ class Machine:
         for name, (_, theirs) in ends.items():
             log = f",logfile={self.log}" if name == "console" else ""
             command += ["-chardev", f"socket,id={name},fd={theirs.fileno()}{log}"]
-        command += _hardware(self.rig, self.disk)
+        command += _hardware(self.rig, self.disk, parameters)
         if state:
             command += ["-S", "-incoming", "defer"]
         self.log.touch()
