@@ -102,18 +102,7 @@ def _described(one: Planned) -> dict[str, Any]:
     return {
         "name": one.name,
         "verdict": one.verdict,
-        "placement": {
-            "kind": "dedicated" if claim.dedicated else "shared",
-            "vcpu": {str(index): cpulist.render(cpus) for index, cpus in enumerate(claim.vcpu)},
-            "idle": cpulist.render(claim.idle),
-            "emulator": cpulist.render(claim.emulator),
-            "iothread": {name: cpulist.render(cpus) for name, cpus in claim.iothread.items()},
-            "nodes": cpulist.render(claim.nodes),
-            "cells": list(claim.cells),
-            "pages": {str(node): count for node, count in claim.pages.items()},
-        }
-        if claim
-        else None,
+        "placement": show.placement(claim) if claim else None,
         "memory": one.memory or None,
         "why": list(one.why),
         "refused": one.refused or None,

@@ -7,6 +7,10 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from kvmsup import cpulist
+from kvmsup.model.claim import Claim
 
 _COLOURS = {
     "active": "32",
@@ -57,6 +61,21 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
         padded = [paint(cell, cell.ljust(width)) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join(padded).rstrip())
     return lines
+
+
+def placement(claim: Claim) -> dict[str, Any]:
+    """What a guest holds, or would, for programs: lists of CPUs and nodes as text, hugepages by node."""
+    return {
+        "kind": "dedicated" if claim.dedicated else "shared",
+        "vcpu": {str(index): cpulist.render(cpus) for index, cpus in enumerate(claim.vcpu)},
+        "idle": cpulist.render(claim.idle),
+        "emulator": cpulist.render(claim.emulator),
+        "iothread": {name: cpulist.render(cpus) for name, cpus in claim.iothread.items()},
+        "nodes": cpulist.render(claim.nodes),
+        "cells": list(claim.cells),
+        "pages": {str(node): count for node, count in claim.pages.items()},
+        "scheduler": claim.scheduler or None,
+    }
 
 
 def as_json(value: object) -> None:

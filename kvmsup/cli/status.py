@@ -42,18 +42,7 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
         "result": seen.result,
         "since": seen.since or None,
         "pid": seen.pid or None,
-        "placement": {
-            "kind": "dedicated" if claim.dedicated else "shared",
-            "vcpu": {str(index): cpulist.render(cpus) for index, cpus in enumerate(claim.vcpu)},
-            "idle": cpulist.render(claim.idle),
-            "emulator": cpulist.render(claim.emulator),
-            "iothread": {name: cpulist.render(cpus) for name, cpus in claim.iothread.items()},
-            "cells": list(claim.cells),
-            "nodes": cpulist.render(claim.nodes),
-            "scheduler": claim.scheduler or None,
-        }
-        if claim
-        else None,
+        "placement": show.placement(claim) if claim else None,
         "cpu": cpu._asdict() if cpu else None,
         "memory": _memory(seen),
         "threads": [_thread(one) for one in threads],
