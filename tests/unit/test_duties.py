@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
@@ -13,7 +14,7 @@ import pytest
 from kvmsup import cpulist
 from kvmsup.effects import foreign, pin, threads
 from kvmsup.effects.settle import restore
-from kvmsup.errors import HostError
+from kvmsup.errors import HostError, QmpError
 from kvmsup.plan.duties import ORDINARY, Duty, Named, duties, now
 from tests.unit.hosts import claim
 
@@ -50,6 +51,27 @@ def test_what_can_be_had(
     asked = Duty("vCPU 0", cpulist.parse(cpus), "fifo:5")
     found = now(asked, held, online, cpulist.parse(fence) if fence else None)
     assert (cpulist.render(found.cpus), found.scheduler) == expected
+
+
+@pytest.mark.parametrize("tid", [0, 1, -3, 1 << 70])
+def test_a_thread_of_somebody_else_is_nobodys_duty(tid: int) -> None:
+    """root would pin it, and give it a real-time policy."""
+    for named in (Named({0: tid}, {}), Named({0: os.getpid()}, {"io": tid})):
+        with pytest.raises(QmpError, match=f"^QEMU named threads that it does not have: {tid}$"):
+            threads.of_guest("", os.getpid(), HELD, named)
+
+
+def test_a_process_with_a_kernel_threads_name_is_not_one() -> None:
+    me = os.getpid()
+    rename = f"open('/proc/self/comm', 'w').write('vhost-{me}'); input()"
+    with subprocess.Popen([sys.executable, "-c", rename], stdin=subprocess.PIPE) as impostor:
+        try:
+            deadline = time.monotonic() + 10
+            while threads.name("", impostor.pid) != f"vhost-{me}":
+                assert time.monotonic() < deadline
+            assert threads.of_kernel("", me) == []
+        finally:
+            impostor.kill()
 
 
 CPUS = sorted(os.sched_getaffinity(0))
