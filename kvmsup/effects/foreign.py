@@ -60,7 +60,7 @@ def _of(root: str, pid: int, cpus: frozenset[int], since: float) -> Iterator[For
             bound = kernel and len(os.sched_getaffinity(int(tid))) == 1
         except (OSError, ValueError, IndexError):
             continue  # it has ended
-        yield Foreign(int(tid), head.partition("(")[2], cpu, kernel, bound, group)
+        yield Foreign(int(tid), files.printable(head.partition("(")[2]), cpu, kernel, bound, group)
 
 
 def _last_ran(directory: str) -> float:

@@ -26,9 +26,9 @@ def of_process(root: str, pid: int) -> list[int]:
 
 
 def name(root: str, tid: int) -> str:
-    """The thread's comm, "" when it is gone. Names are for people: QEMU's are cut at 15 characters."""
+    """The thread's comm, "" when it is gone. It is for people: any thread may change its own, to any 15 bytes."""
     try:
-        return files.read(f"{root}/proc/{tid}/comm")
+        return files.printable(files.read(f"{root}/proc/{tid}/comm"))
     except OSError:
         return ""
 

@@ -61,6 +61,18 @@ def test_a_thread_of_somebody_else_is_nobodys_duty(tid: int) -> None:
             threads.of_guest("", os.getpid(), HELD, named)
 
 
+def test_a_name_gives_a_terminal_no_orders() -> None:
+    """Nor the journal bytes that are no text."""
+    rename = "open('/proc/self/comm', 'wb').write(b'\\xff\\x1b[2J\\nx'); input()"
+    with subprocess.Popen([sys.executable, "-c", rename], stdin=subprocess.PIPE) as strange:
+        try:
+            deadline = time.monotonic() + 10
+            while threads.name("", strange.pid) != "??[2J?x":
+                assert time.monotonic() < deadline
+        finally:
+            strange.kill()
+
+
 def test_a_process_with_a_kernel_threads_name_is_not_one() -> None:
     me = os.getpid()
     rename = f"open('/proc/self/comm', 'w').write('vhost-{me}'); input()"

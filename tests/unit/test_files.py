@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmsup.effects import claims, configs, files
+from kvmsup.effects import claims, configs, files, journal
 from kvmsup.entry import explain, generator
 from kvmsup.errors import HostError
 from kvmsup.model import claim as claim_text
@@ -270,3 +271,14 @@ def test_lock_without_a_place(tmp_path: Path) -> None:
     with pytest.raises(HostError) as caught, claims.lock(str(tmp_path)):
         pass
     assert str(caught.value) == f"{tmp_path}/run/kvmsup: cannot lock the claims: Not a directory"
+
+
+def test_the_journal_takes_what_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file's name, or what QEMU says of itself, must not end whoever tells of it."""
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    path = tmp_path / "run/systemd/journal/socket"
+    path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(path))
+        journal.tell(str(tmp_path), "web", journal.ERROR, "name \udcff")
+        assert b"name \\udcff\n" in receiver.recv(4096)
