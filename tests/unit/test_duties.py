@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import pytest
 
 from kvmsup import cpulist
-from kvmsup.effects import foreign, pin, threads
+from kvmsup.effects import claims, foreign, pin, settle, threads
 from kvmsup.effects.settle import restore
 from kvmsup.errors import HostError, QmpError
 from kvmsup.plan.duties import ORDINARY, Duty, Named, duties, now
+from tests.unit import fake_qemu, trees
 from tests.unit.hosts import claim
 
 HELD = claim("web", ["2", "3"], emulator="0-1", scheduler="fifo:5")._replace(iothread={"io": frozenset((1,))})
@@ -93,6 +94,8 @@ CPUS = sorted(os.sched_getaffinity(0))
 def sleeper() -> Iterator[int]:
     process = subprocess.Popen(["sleep", "60"])
     try:
+        while threads.name("", process.pid) != "sleep":  # Popen returns a moment before exec has set it
+            pass
         yield process.pid
     finally:
         process.kill()
@@ -109,6 +112,27 @@ def test_a_moved_thread_is_put_back(sleeper: int) -> None:
     expected = f"was allowed on CPU {cpulist.render(CPUS)}, is back on {CPUS[0]}"
     assert restore("", sleeper, duty) == f"vCPU 1 (thread {sleeper}, sleep) {expected}"
     assert pin.allowed(sleeper) == frozenset(CPUS[:1])
+
+
+def test_a_thread_that_cannot_be_moved_is_told_and_keeps_no_other() -> None:
+    with fake_qemu.running("good") as fake:
+        trees.write(fake.root, "/sys/devices/system/cpu/online", "0-8191")
+        os.symlink("control.qmp", f"{os.path.dirname(fake.path)}/supervisor.qmp")
+        os.makedirs(f"{fake.root}/run/kvmsup/claims")
+        claims.write(fake.root, claim("web", ["8190", str(CPUS[-1])], emulator=str(CPUS[-1])))
+        first, *others = settle.guest(fake.root, "web", fake.pid)
+        assert first.startswith("vCPU 0 is not where it should be: thread ")
+        assert " cannot be pinned to CPU 8190: " in first
+        assert len(others) == (len(CPUS) > 1)
+        *_, vcpu_1 = threads.of_process("", fake.pid)
+        assert pin.allowed(vcpu_1) == frozenset(CPUS[-1:])
+
+
+def test_only_what_was_read_back_is_said_to_be_back(sleeper: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cpuset that has less takes the rest away without an error; here the pin is lost whole."""
+    monkeypatch.setattr(pin, "pin", lambda *_: None)
+    with pytest.raises(HostError, match=f"^thread {sleeper} may run on CPU .* after it was pinned to 8190$"):
+        restore("", sleeper, Duty("vCPU 0", frozenset((8190,)), ""))
 
 
 def test_a_real_time_policy_is_put_back_and_not_inherited(sleeper: int) -> None:
