@@ -11,6 +11,8 @@ from kvmsup.errors import KvmsupError
 _SECOND_LOOK_SECONDS = 1.0
 # CPUs that come and go do so one by one, and the kernel moves threads before it says so.
 _CALM_SECONDS = 0.3
+# A host too busy for an answer is asked again.
+_PATIENCE_SECONDS = 10.0
 
 
 class Threads:
@@ -39,11 +41,13 @@ class Threads:
         now = time.monotonic()
         units = {guest: f"kvm@{guest}.service" for guest, when in self.when.items() if when <= now}
         for guest in units:
-            del self.when[guest]
+            # Once more if anything fails from here on; what succeeds strikes it out.
+            self.when[guest] = now + _PATIENCE_SECONDS
         with claims.lock(self.root):
             fence.settle(self.root, sysfs.online(self.root), list(claims.read_all(self.root).values()))
         shown = systemctl.show(list(units.values()), ("ActiveState", "MainPID"))
         for guest, unit in units.items():
+            del self.when[guest]
             why = self.shaken_by.pop(guest, "")
             # One that is only starting is attach's, and will be looked at when it has; one that stops need not be.
             if shown[unit]["ActiveState"] == "active":
