@@ -12,6 +12,7 @@ from kvmsup.effects import files
 from kvmsup.errors import HostError
 from kvmsup.model import claim as claim_text
 from kvmsup.model.claim import Claim
+from kvmsup.model.guest import is_name
 
 RUN = "/run/kvmsup"
 
@@ -40,12 +41,15 @@ def lock(root: str) -> Iterator[None]:
 
 
 def names(root: str) -> list[str]:
-    """The guests that have a claim, sorted."""
+    """The guests that have a claim, sorted. Raises HostError when the directory cannot be read."""
     try:
         found = os.listdir(f"{root}{RUN}/claims")
     except FileNotFoundError:
         return []
-    return sorted(name.removesuffix(".env") for name in found if name.endswith(".env"))
+    except OSError as error:
+        raise HostError(f"{root}{RUN}/claims: cannot read: {error.strerror}") from None
+    guests = (name.removesuffix(".env") for name in found if name.endswith(".env"))
+    return sorted(filter(is_name, guests))
 
 
 def read_all(root: str) -> dict[str, Claim]:
@@ -61,7 +65,12 @@ def read(root: str, guest: str) -> Claim | None:
         text = files.read(file)
     except FileNotFoundError:
         return None
-    return claim_text.parse(text, file)
+    except OSError as error:
+        raise HostError(f"{file}: cannot read: {error.strerror}") from None
+    claim = claim_text.parse(text, file)
+    if claim.guest != guest:
+        raise HostError(f"{file} is a claim of another guest", claim_text.NOBODY_ELSE)
+    return claim
 
 
 def write(root: str, claim: Claim) -> None:

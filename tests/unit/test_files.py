@@ -8,12 +8,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmsup.effects import claims, configs, files, journal
+from kvmsup.effects import claims, configs, files, hugepages, journal
 from kvmsup.entry import explain, generator
 from kvmsup.errors import HostError
 from kvmsup.model import claim as claim_text
@@ -282,3 +283,34 @@ def test_the_journal_takes_what_is_no_text(tmp_path: Path, monkeypatch: pytest.M
         receiver.bind(str(path))
         journal.tell(str(tmp_path), "web", journal.ERROR, "name \udcff")
         assert b"name \\udcff\n" in receiver.recv(4096)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot read: Is a directory"),
+        ({"vcpu": ()}, "is not a claim: it has no CPU for some of its threads"),
+        ({"emulator": frozenset()}, "is not a claim: it has no CPU for some of its threads"),
+        ({"guest": "db"}, "is a claim of another guest"),
+    ],
+)
+def test_what_stands_where_a_claim_should(tmp_path: Path, text: dict[str, Any] | None, said: str) -> None:
+    path = tmp_path / "run/kvmsup/claims/web.env"
+    path.parent.mkdir(parents=True)
+    if text is None:
+        path.mkdir()
+    else:
+        path.write_text(claim_text.render(claim("web")._replace(**text)))
+    with pytest.raises(HostError, match=f"^{path}:? {said}"):
+        claims.read_all(str(tmp_path))
+
+
+def test_files_where_a_directory_should_be(tmp_path: Path) -> None:
+    (tmp_path / "run/kvmsup").mkdir(parents=True)
+    (tmp_path / "run/kvmsup/claims").touch()
+    with pytest.raises(HostError, match="claims: cannot read: Not a directory"):
+        claims.names(str(tmp_path))
+    pool = tmp_path / "sys/devices/system/node/node0/hugepages/hugepages-2048kB"
+    (pool / "nr_hugepages").mkdir(parents=True)
+    with pytest.raises(HostError, match="hugepages-2048kB: cannot read: Is a directory"):
+        hugepages.pools(str(tmp_path), 0)
