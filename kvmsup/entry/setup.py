@@ -11,7 +11,7 @@ import os
 import time
 from typing import NamedTuple
 
-from kvmsup import cpulist, sizes
+from kvmsup import sizes
 from kvmsup.effects import claims, configs, fence, hugepages, journal, kernel, kvm, ledger, room, sysfs
 from kvmsup.errors import HostError, KvmsupError, Refusal
 from kvmsup.model import config
@@ -195,10 +195,8 @@ def _shares(other: Claim, claim: Claim, node: int) -> bool:
 
 def _hint(claim: Claim, node: int, count: int) -> str:
     size = sizes.render(claim.page_size)
-    where = cpulist.render(claim.nodes)
+    # One node at a time: the kernel takes no ranges (Documentation/admin-guide/kernel-parameters.txt, hugepages=).
+    at_boot = f"hugepagesz={size} hugepages={node}:{count}"
     if claim.page_size >= sizes.UNITS["G"]:
-        return (
-            f"1G pages are best taken at boot: hugepagesz={size} hugepages={where}:{count} on the kernel command line"
-        )
-    at_boot = f"hugepagesz={size} hugepages={where}:{count}"
+        return f"1G pages are best taken at boot: {at_boot} on the kernel command line"
     return f"free memory on node {node}, stop a guest there, or reserve at boot on the kernel command line: {at_boot}"

@@ -233,3 +233,9 @@ def test_main_tells(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert setup.main("web", root) == 0
     assert release.main("web", root) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("page_size", [2 << 20, 1 << 30])
+def test_the_hint_for_pages_at_boot_names_the_node_that_is_short(page_size: int) -> None:
+    cells = claim("web", nodes="0-1", page_size=page_size, pages={0: 4, 1: 2})
+    assert " hugepages=1:2 on the" in f"{setup._hint(cells, 1, 2)} on the"
