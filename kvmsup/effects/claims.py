@@ -28,13 +28,33 @@ def lock(root: str) -> Iterator[None]:
 
     Raises HostError when there is no place for it.
     """
+    with _locked(root, fcntl.LOCK_EX):
+        yield
+
+
+class Busy(HostError):
+    """Somebody else holds the lock, for as long as it takes to make hugepages."""
+
+
+@contextlib.contextmanager
+def lock_now(root: str) -> Iterator[None]:
+    """Hold the lock as `lock` does, but do not wait. Raises Busy, or HostError."""
+    with _locked(root, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(root: str, operation: int) -> Iterator[None]:
     try:
         os.makedirs(f"{root}{RUN}/claims", 0o755, exist_ok=True)
         descriptor = os.open(f"{root}{RUN}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HostError(f"{root}{RUN}: cannot lock the claims: {error.strerror}") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, operation)
+        except BlockingIOError:
+            raise Busy("somebody else is at the claims") from None
         yield
     finally:
         os.close(descriptor)

@@ -17,6 +17,7 @@ from kvmsup.effects import (
     hugepages,
     models,
     pin,
+    proc,
     qmp,
     systemctl,
 )
@@ -126,7 +127,7 @@ def _thread(root: str, tid: int, duty: Duty, fenced: frozenset[int] | None) -> T
         actual=_allowed(root, tid),
         wanted_scheduler=duty.scheduler,
         scheduler=pin.scheduled(tid) or "",
-        last=_last_cpu(root, tid),
+        last=found.last_cpu if (found := proc.stat(f"{root}/proc/{tid}")) else -1,
     )
 
 
@@ -156,14 +157,6 @@ def _allowed(root: str, tid: int) -> frozenset[int]:
     except OSError:
         pass
     return frozenset()
-
-
-def _last_cpu(root: str, tid: int) -> int:
-    """Field 39 of /proc/TID/stat (proc(5)), counted behind the comm, which may itself have spaces; -1 if gone."""
-    try:
-        return int(files.read(f"{root}/proc/{tid}/stat").rpartition(")")[2].split()[36])
-    except (OSError, IndexError, ValueError):
-        return -1
 
 
 def intruders(root: str, seen: Seen) -> list[Foreign]:

@@ -24,6 +24,11 @@ def online(root: str) -> frozenset[int]:
     return found
 
 
+def present(root: str) -> frozenset[int]:
+    """The CPUs that there are, online or not. Raises HostError."""
+    return _numbers(f"{root}/sys/devices/system/cpu/present")
+
+
 def topology(root: str) -> Topology:
     """The topology below `root`. Raises HostError when the kernel's files are not what its documentation says."""
     cpu = f"{root}/sys/devices/system/cpu"
@@ -31,7 +36,7 @@ def topology(root: str) -> Topology:
     nodes = _optional(f"{root}/sys/devices/system/node/online") or frozenset((0,))
     return Topology(
         cpus=_cpus(root, up, nodes),
-        present=_numbers(f"{cpu}/present"),
+        present=present(root),
         isolated=_optional(f"{cpu}/isolated"),
         nohz_full=_optional(f"{cpu}/nohz_full"),
         nodes=nodes,

@@ -8,13 +8,11 @@ import time
 from collections.abc import Collection
 
 from kvmsup import cpulist
-from kvmsup.effects import files, pin, qmp
+from kvmsup.effects import files, pin, proc, qmp
 from kvmsup.errors import HostError, QmpError
 from kvmsup.model.claim import Claim
 from kvmsup.plan import duties
 from kvmsup.plan.duties import Duty, Named
-
-_PF_KTHREAD = 0x00200000  # include/linux/sched.h
 
 
 def of_process(root: str, pid: int) -> list[int]:
@@ -50,11 +48,9 @@ def of_kernel(root: str, pid: int) -> list[int]:
 
 
 def _is_kernels(root: str, tid: int) -> bool:
-    """Whether `tid` is the kernel's own: anybody may call a process of theirs kvm-pit/1. Field 9 of stat (proc(5))."""
-    try:
-        return bool(int(files.read(f"{root}/proc/{tid}/stat").rpartition(")")[2].split()[6]) & _PF_KTHREAD)
-    except (OSError, IndexError, ValueError):  # it has ended
-        return False
+    """Whether `tid` is the kernel's own: anybody may call a process of theirs kvm-pit/1."""
+    found = proc.stat(f"{root}/proc/{tid}")
+    return found is not None and found.kernel
 
 
 def named_by_qemu(monitor: qmp.Conversation, claim: Claim) -> Named:

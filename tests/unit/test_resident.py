@@ -60,3 +60,20 @@ def test_what_fails_is_tried_again(root: str, fake_systemctl: Systemctl, monkeyp
     task.when["web"] = 0.0
     task.act()  # it is only starting: that is attach's
     assert task.due() is None
+
+
+def test_a_lock_that_is_held_is_not_waited_for(root: str) -> None:
+    task = threads.Threads(root)
+    task.when["web"] = 0.0
+    with claims.lock(root), pytest.raises(claims.Busy):
+        task.act()
+    assert (task.due() or 0) > time.monotonic()
+
+
+def test_one_shake_after_the_other_postpones_nothing(root: str) -> None:
+    task = threads.Threads(root)
+    task.shaken("daemon-reload")
+    first = task.due()
+    time.sleep(0.01)
+    task.shaken("daemon-reload")
+    assert task.due() == first
