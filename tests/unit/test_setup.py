@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvmsup import cpulist
-from kvmsup.effects import claims, configs, hugepages, kernel
+from kvmsup.effects import claims, configs, hugepages, kernel, systemctl
 from kvmsup.entry import release, setup
 from kvmsup.errors import HostError, KvmsupError, Refusal
 from kvmsup.model.claim import Claim
@@ -170,6 +170,23 @@ def test_taken_by_one_that_stays(root: str, fake_systemctl: Systemctl) -> None:
         " CPU 1-3,5-7 are dedicated to guest db"
     )
     assert list(claims.read_all(root)) == ["db"]
+
+
+def test_the_refusal_stands_while_systemd_cannot_be_asked(
+    root: str, fake_systemctl: Systemctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 50 guests starting at once systemctl timed out, and that was all that the user was told."""
+
+    def busy(_: object) -> None:
+        raise HostError("systemctl show: Connection timed out")
+
+    fake_systemctl({"kvm-setup@db.service": ("active", ""), "kvm@db.service": ("active", "")})
+    claims.write(root, claim("db", ["1", "5", "2", "3", "6", "7"]))
+    Path(f"{root}/run/systemd/units").mkdir(parents=True)
+    os.symlink("x", f"{root}/run/systemd/units/invocation:kvm-setup@db.service")
+    monkeypatch.setattr(systemctl, "units", busy)
+    with pytest.raises(KvmsupError, match="CPU 1-3,5-7 are dedicated to guest db"):
+        setup.run("web", root)
 
 
 def test_waits_for_one_that_leaves(
