@@ -227,7 +227,9 @@ def _emulator(
     if not free:
         raise refusals.nothing_for_emulator(scene.holders)
     near = free & topology.cpus_of(topology.nodes_of(cpus))
-    if near:
+    if near and not near <= scene.housekeeping:
+        why.append(f"emulator on CPU {cpulist.render(near)}: no housekeeping CPU is free")
+    elif near:
         why.append(f"emulator on CPU {cpulist.render(near)}: housekeeping of its node")
     else:
         nodes = cpulist.render(topology.nodes_of(cpus))

@@ -582,6 +582,7 @@ def test_what_stays_idle_runs_none_of_qemus_own_threads(asked: dict[str, Any], k
     # The housekeeping CPUs have become db's: QEMU's threads go to any that are left.
     kept = place(guest(1, dedicated=True, smt="isolate"), host("1,5"), EIGHT, [claim("db", ["1", "5"])], {})
     assert not kept.emulator & (kept.idle | kept.vcpu[0])
+    assert f"emulator on CPU {cpulist.render(kept.emulator)}: no housekeeping CPU is free" in kept.why
 
 
 EIGHT = topology(1, 4, 2)
