@@ -17,26 +17,25 @@ from kvmsup.plan.scene import Scene
 Fits = Callable[[int, Sequence[Cell]], bool]
 
 
-def dedicated(guest: Guest, scene: Scene, free: frozenset[int]) -> tuple[dict[int, int], tuple[int, ...]]:
-    """The host CPU of each vCPU, from `free`, and the host node of each cell. Raises Refusal."""
+def dedicated(
+    guest: Guest, scene: Scene, demand: packing.Demand, free: frozenset[int], cores: Sequence[packing.Core]
+) -> tuple[dict[int, int], tuple[int, ...]]:
+    """The host CPU of each vCPU, from `free`, and the host node of each cell. Raises Refusal.
 
-    def demand(cells: Sequence[Cell]) -> packing.Demand:
-        vcpus = sum(len(cell.vcpus) for cell in cells)
-        return packing.Demand(vcpus, guest.cpu.threads, guest.placement.smt)
-
-    cores = packing.by(packing.cores(scene.topology, free, demand(guest.cells)), lambda core: core.node)
-    rooms = {node: packing.room(there) for node, there in cores.items()}
-    nodes = _assign(guest, scene, lambda node, cells: demand(cells).vcpus <= rooms.get(node, 0))
+    `cores` are those that `free` leaves for `demand`, which is all cells' together.
+    """
+    rooms = {node: packing.room(there) for node, there in packing.by(cores, lambda core: core.node).items()}
+    nodes = _assign(guest, scene, lambda node, cells: sum(len(cell.vcpus) for cell in cells) <= rooms.get(node, 0))
     cpus: dict[int, int] = {}
     for cell, node in zip(guest.cells, nodes or (), strict=False):
         left = scene.topology.cpus_of((node,)) & free.difference(cpus.values())
-        wanted = demand((cell,))
+        wanted = demand._replace(vcpus=len(cell.vcpus))
         found = packing.fit_node(packing.cores(scene.topology, left, wanted), wanted)
         if found is None:
             break
         cpus |= dict(zip(sorted(cell.vcpus), found.fit.cpus, strict=True))
     if nodes is None or len(cpus) < guest.cpu.maxcpus:
-        raise refusals.too_few(guest, scene, [core for there in cores.values() for core in there])
+        raise refusals.too_few(guest, scene, cores)
     return cpus, nodes
 
 
@@ -58,13 +57,11 @@ def chosen_by_user(guest: Guest, topology: Topology) -> tuple[int, ...]:
         if on != {node}:
             what = f"the CPUs of guest node {number} are on node {cpulist.render(on)}"
             where = f", not on {node}" if cell.host_node is not None else ""
-            raise Refusal(f"placement.vcpu: {what}{where}", f"choose CPUs of one node for vCPU {_told(cell)}")
+            raise Refusal(
+                f"placement.vcpu: {what}{where}", f"choose CPUs of one node for vCPU {cpulist.render(cell.vcpus)}"
+            )
         nodes.append(node)
     return tuple(nodes)
-
-
-def _told(cell: Cell) -> str:
-    return cpulist.render(cell.vcpus)
 
 
 def _assign(guest: Guest, scene: Scene, fits: Fits) -> tuple[int, ...] | None:

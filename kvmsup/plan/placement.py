@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from kvmsup import cpulist, sizes
+from kvmsup import cpulist
 from kvmsup.errors import Refusal
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host, IoThread
@@ -163,7 +163,7 @@ def _packed(guest: Guest, scene: Scene, demand: packing.Demand, free: frozenset[
     topology = scene.topology
     cores = packing.cores(topology, free, demand)
     if guest.cells:
-        found, nodes = cells.dedicated(guest, scene, free)
+        found, nodes = cells.dedicated(guest, scene, demand, free, cores)
         why += _reasons(packing.Fit(tuple(found.values()), tuple(sorted(set(nodes)))), cores, topology)
         return tuple(frozenset((found[index],)) for index in range(guest.cpu.maxcpus)), nodes
     memory = {node: scene.free.get(node, 0) - guest.memory.size for node in topology.nodes}
@@ -266,8 +266,7 @@ def _memory_nodes(guest: Guest, scene: Scene, cpus: frozenset[int], why: list[st
         nodes = frozenset((_one_node(guest, scene, nodes),))
     elif _free_on(nodes, scene) < guest.memory.size:
         nodes = _with_closest(guest, scene, nodes, allowed)
-    free = f"{sizes.render(_free_on(nodes, scene) >> 20 << 20)} free"
-    why.append(f"memory on node {cpulist.render(nodes)} ({free})")
+    why.append(f"memory on node {cpulist.render(nodes)} ({refusals.mebibytes(_free_on(nodes, scene))} free)")
     return nodes
 
 
@@ -283,7 +282,7 @@ def _one_node(guest: Guest, scene: Scene, nodes: frozenset[int]) -> int:
         return min(nodes)  # if the pages do not come there, setup says what holds them
     roomiest = max(sorted(nodes), key=lambda node: scene.free.get(node, 0))
     if _free_on((roomiest,), scene) < guest.memory.size:
-        raise refusals.too_little(guest, nodes, scene.free)
+        raise refusals.too_little(guest, roomiest, scene.free)
     return roomiest
 
 

@@ -108,14 +108,14 @@ def _units(guest: Guest) -> str:
     return f" in groups of {guest.cpu.threads} SMT siblings" if guest.cpu.threads > 1 else ""
 
 
-def _mebibytes(size: int) -> str:
+def mebibytes(size: int) -> str:
+    """`size` bytes without what is less than 1M."""
     return sizes.render(size >> 20 << 20)
 
 
-def too_little(guest: Guest, nodes: frozenset[int], free: Mapping[int, int]) -> Refusal:
-    """The refusal of a guest whose hugepages have no room on any of `nodes`."""
-    roomiest = max(sorted(nodes), key=lambda node: free.get(node, 0))
-    most = _mebibytes(free.get(roomiest, 0))
+def too_little(guest: Guest, roomiest: int, free: Mapping[int, int]) -> Refusal:
+    """The refusal of a guest whose hugepages have no room on any node, not even on the `roomiest`."""
+    most = mebibytes(free.get(roomiest, 0))
     size = sizes.render(guest.memory.size)
     return Refusal(f"memory.size = {size}: the most on one node is {most}, on {roomiest}")
 
