@@ -15,7 +15,6 @@ from kvmsup.errors import ConfigError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host
-from kvmsup.model.table import nearest
 from kvmsup.model.topology import Topology
 from kvmsup.plan import placement
 
@@ -60,8 +59,7 @@ def plan(root: str, name: str) -> Iterator[Planned]:
         raise KvmsupError("only root can see how many hugepages the running guests have of those promised to them")
     names = configs.names(root)
     if name and name not in {*names, *held}:
-        near = nearest(name, names)
-        raise KvmsupError(f"there is no guest {name}", f"did you mean {near}?" if near else "kvmsup list shows them")
+        raise configs.no_guest(root, name)
     for guest in [name] if name else sorted({*names, *held}):
         if guest in held and not name:
             yield Planned(guest, "runs", held[guest], _memory(root, guest), (), "")

@@ -9,17 +9,13 @@ from typing import Any
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
 from kvmsup.effects import configs, hugepages, observe
-from kvmsup.errors import KvmsupError
-from kvmsup.model.table import nearest
 
 
 def run(asked: argparse.Namespace) -> int:
     """Print what is true of the guest; 1 when it has failed or a thread is not where it should be."""
     seen = observe.guests("", [asked.guest])[0]
     if not seen.configured and not seen.claim:
-        near = nearest(asked.guest, configs.names(""))
-        hint = f"did you mean {near}?" if near else "kvmsup list shows those there are"
-        raise KvmsupError(f"there is no guest {asked.guest}", hint)
+        raise configs.no_guest("", asked.guest)
     report = describe(seen)
     if asked.json:
         show.as_json(report)

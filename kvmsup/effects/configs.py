@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 
 from kvmsup.effects import files
-from kvmsup.errors import HostError
+from kvmsup.errors import HostError, KvmsupError
 
 DIRECTORY = "/etc/kvmsup"
 HOST_FILE = "/etc/kvmsup.toml"
@@ -27,6 +27,16 @@ def names(root: str) -> list[str]:
         return []
     # A dot in front is an editor's scratch file.
     return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml") and name[0] != ".")
+
+
+def no_guest(root: str, guest: str) -> KvmsupError:
+    """What to raise where `guest` is neither configured nor running: with the nearest name that is."""
+    from kvmsup.model.table import nearest  # only errors need it, and setup reads configurations at every start
+
+    near = nearest(guest, names(root))
+    return KvmsupError(
+        f"there is no guest {guest}", f"did you mean {near}?" if near else "kvmsup list shows those there are"
+    )
 
 
 def read_guest(root: str, guest: str) -> bytes | None:
