@@ -120,8 +120,17 @@ def test_a_cpu_goes_and_comes_back(busy: Host) -> None:
     assert guests.kvmsup(busy, "verify busy")["ok"] is True
 
 
+# The kernel takes all CPUs but one offline, brings them back after five seconds, and wakes the host up.
+SUSPEND = """
+    echo processors > /sys/power/pm_test; systemctl suspend
+    until dmesg | grep -q 'PM: suspend exit'; do sleep 0.5; done; echo none > /sys/power/pm_test
+"""
+
+
 @pytest.mark.parametrize(
-    "occasion", ["systemctl reload kvmsup", "systemctl daemon-reload", "pkill -KILL kvmsup-superv"]
+    "occasion",
+    ["systemctl reload kvmsup", "systemctl daemon-reload", SUSPEND, "pkill -KILL kvmsup-superv"],
+    ids=["reload", "daemon-reload", "suspend", "kill"],
 )
 def test_what_was_moved_by_hand_is_put_back(busy: Host, occasion: str) -> None:
     thread = tid(busy, "busy", "CPU 2/KVM")
