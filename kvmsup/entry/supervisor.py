@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """kvmsup.service: what must be done for the host while guests run. No guest depends on it staying alive.
 
-It keeps no state: at every finished job of a guest's units it looks at the claims again. It sleeps in between.
+What it does is in kvmsup.entry.resident. It keeps no state that cannot be had again from the claims and the kernel.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import selectors
 import signal
 import time
 
-from kvmsup.effects import claims, configs, fence, journal, ksm, ledger, settle, sysfs, systemctl, systemd, udev
-from kvmsup.errors import ConfigError, KvmsupError
-from kvmsup.model import config
-from kvmsup.model.guest import Host
-from kvmsup.plan import ksm as policy
+from kvmsup.effects import claims, journal, ksm, ledger, systemd, udev
+from kvmsup.entry.resident import Task
+from kvmsup.entry.resident.merging import Merging
+from kvmsup.entry.resident.threads import Threads
+from kvmsup.errors import KvmsupError
 
 
 def main(root: str = "") -> int:
@@ -38,21 +38,12 @@ def restore(root: str = "") -> int:
     return 0
 
 
-_SECOND_LOOK_SECONDS = 1.0
-# CPUs that come and go do so one by one, and the kernel moves threads before it says so.
-_CALM_SECONDS = 0.3
-
-
 class Supervisor:
-    """The resident loop over D-Bus, the kernel's events and signals."""
+    """The resident loop over D-Bus, the kernel's events and signals, in which the tasks take their turns."""
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.host = Host(None, "never")
-        self.merging = False
-        self.stale = True
-        self.due: dict[str, float] = {}  # guests whose threads are to be looked at, and when
-        self.shaken_by: dict[str, str] = {}  # guest → why that is
+        self.tasks: tuple[Task, ...] = (Merging(root), Threads(root))
 
     def run(self) -> None:
         """Adopt what runs, say READY, and follow. Raises KvmsupError."""
@@ -61,7 +52,7 @@ class Supervisor:
         cpus = udev.CpuEvents()
         with claims.lock(self.root):
             ledger.sweep(self.root, claims.read_all(self.root))
-        self.look()
+        self.take_turns()
         systemd.notify(ready=1)
         self.shaken("start of the supervisor")
         with selectors.DefaultSelector() as selector:
@@ -74,9 +65,7 @@ class Supervisor:
                 bus.dispatch()
                 for event in cpus.dispatch():
                     self.shaken(event)
-                if self.stale:
-                    self.look()
-                self.look_at_threads()
+                self.take_turns()
 
     def _again(self, signals: int) -> bool:
         """Whether the signals that came are wishes to look again (SIGHUP), and none to end."""
@@ -86,71 +75,27 @@ class Supervisor:
         return True
 
     def job_finished(self, unit: str) -> None:
-        """Claims come and go with the jobs of guests' units."""
-        self.stale = self.stale or unit.startswith(("kvm-setup@", "kvm@"))
-        if unit.startswith("kvm@"):
-            guest = unit.removeprefix("kvm@").removesuffix(".service")
-            self.due[guest] = time.monotonic() + _SECOND_LOOK_SECONDS
+        for task in self.tasks:
+            task.job_finished(unit)
 
     def shaken(self, what: str) -> None:
-        """Something has happened after which the threads of every guest may be elsewhere."""
-        for guest in claims.names(self.root):
-            self.due[guest] = time.monotonic() + _CALM_SECONDS
-            self.shaken_by[guest] = what
+        for task in self.tasks:
+            task.shaken(what)
 
     def _pause(self) -> float | None:
         """Seconds to sleep until something is due; None, for ever, while nothing is."""
-        return max(0.0, min(self.due.values()) - time.monotonic()) if self.due else None
+        due = [when for task in self.tasks if (when := task.due()) is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
 
-    def look_at_threads(self) -> None:
-        """Put back the threads that are not where they should be, those too that were born after attach was done."""
-        due = [guest for guest, when in self.due.items() if when <= time.monotonic()]
-        if not due:
-            return
-        try:
-            with claims.lock(self.root):
-                fence.settle(self.root, sysfs.online(self.root), list(claims.read_all(self.root).values()))
-        except KvmsupError as error:
-            journal.say(journal.WARNING, str(error))
-        units = {guest: f"kvm@{guest}.service" for guest in due}
-        shown = systemctl.show(list(units.values()), ("ActiveState", "MainPID"))
-        for guest, unit in units.items():
-            del self.due[guest]
-            why = self.shaken_by.pop(guest, "")
-            # One that is only starting is attach's, and will be looked at when it has; one that stops need not be.
-            if shown[unit]["ActiveState"] == "active":
-                self._settle(guest, int(shown[unit]["MainPID"]), why)
-
-    def _settle(self, guest: str, pid: int, why: str) -> None:
-        try:
-            for told in settle.guest(self.root, guest, pid):
-                journal.tell(self.root, guest, journal.WARNING, f"after {why}: {told}" if why else told)
-        except KvmsupError as error:
-            journal.tell(self.root, guest, journal.WARNING, f"its threads could not be looked at: {error}")
-
-    def look(self) -> None:
-        """Bring the host to what the present guests ask for. Raises KvmsupError."""
-        self.stale = False
-        self._read_host()
-        known = claims.read_all(self.root).values()
-        wanted = policy.wanted(self.host.ksm, known)
-        if wanted != self.merging and ksm.available(self.root):
-            consenting = ", ".join(claim.guest for claim in known if claim.ksm)
-            if wanted:
-                ksm.start(self.root)
-                journal.say(journal.NOTICE, f"KSM is on for {consenting}")
-            else:
-                ksm.restore(self.root)
-                journal.say(journal.NOTICE, "KSM is as it was found: no guest asks for it")
-            self.merging = wanted
-            systemd.notify(status=f"KSM on for {consenting}" if wanted else "KSM not in use")
-
-    def _read_host(self) -> None:
-        """Take the host's file as it is now; while it is wrong, the last good one holds."""
-        try:
-            self.host = config.read_host(configs.HOST_FILE, configs.read_host(self.root))
-        except ConfigError as error:
-            journal.say(journal.WARNING, str(error))
+    def take_turns(self) -> None:
+        """Let each task act that is due; what goes wrong with one is told and is not the others' concern."""
+        for task in self.tasks:
+            when = task.due()
+            if when is not None and when <= time.monotonic():
+                try:
+                    task.act()
+                except KvmsupError as error:
+                    journal.say(journal.WARNING, str(error))
 
 
 def _signal_pipe() -> int:

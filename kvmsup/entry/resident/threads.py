@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Keep guests' threads, and the fence between guests, where they should be."""
+
+from __future__ import annotations
+
+import time
+
+from kvmsup.effects import claims, fence, journal, settle, sysfs, systemctl
+from kvmsup.errors import KvmsupError
+
+_SECOND_LOOK_SECONDS = 1.0
+# CPUs that come and go do so one by one, and the kernel moves threads before it says so.
+_CALM_SECONDS = 0.3
+
+
+class Threads:
+    """Looks at a guest's threads after its start, and at every guest's after anything that may have moved them."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.when: dict[str, float] = {}  # guests whose threads are to be looked at, and when
+        self.shaken_by: dict[str, str] = {}  # guest → why that is
+
+    def job_finished(self, unit: str) -> None:
+        if unit.startswith("kvm@"):
+            guest = unit.removeprefix("kvm@").removesuffix(".service")
+            self.when[guest] = time.monotonic() + _SECOND_LOOK_SECONDS
+
+    def shaken(self, what: str, /) -> None:
+        for guest in claims.names(self.root):
+            self.when[guest] = time.monotonic() + _CALM_SECONDS
+            self.shaken_by[guest] = what
+
+    def due(self) -> float | None:
+        return min(self.when.values(), default=None)
+
+    def act(self) -> None:
+        """Put back the threads that are not where they should be, those too that were born after attach was done."""
+        now = time.monotonic()
+        units = {guest: f"kvm@{guest}.service" for guest, when in self.when.items() if when <= now}
+        for guest in units:
+            del self.when[guest]
+        with claims.lock(self.root):
+            fence.settle(self.root, sysfs.online(self.root), list(claims.read_all(self.root).values()))
+        shown = systemctl.show(list(units.values()), ("ActiveState", "MainPID"))
+        for guest, unit in units.items():
+            why = self.shaken_by.pop(guest, "")
+            # One that is only starting is attach's, and will be looked at when it has; one that stops need not be.
+            if shown[unit]["ActiveState"] == "active":
+                self._settle(guest, int(shown[unit]["MainPID"]), why)
+
+    def _settle(self, guest: str, pid: int, why: str) -> None:
+        try:
+            for told in settle.guest(self.root, guest, pid):
+                journal.tell(self.root, guest, journal.WARNING, f"after {why}: {told}" if why else told)
+        except KvmsupError as error:
+            journal.tell(self.root, guest, journal.WARNING, f"its threads could not be looked at: {error}")
