@@ -9,13 +9,15 @@ Claims outlive an upgrade of kvmsup: what a later version adds needs a default w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import NamedTuple
 
 from kvmsup import cpulist
 from kvmsup.errors import HostError
 
 PREFIX = "KVMSUP_"
+_AFFINITY = "cpu-affinity="
 
 
 class Claim(NamedTuple):
@@ -35,6 +37,7 @@ class Claim(NamedTuple):
     core_scheduling: bool
     nodes: frozenset[int]  # where its memory is; empty: anywhere
     cells: tuple[int, ...]  # the host node of each guest node; empty: the guest sees one
+    fill: tuple[frozenset[int], ...]  # the CPUs that fill each memory backend before the start; empty: none is filled
     page_size: int
     pages: Mapping[int, int]
     grown: Mapping[int, int]
@@ -63,13 +66,13 @@ def render(claim: Claim) -> str:
         "SCHEDULER": claim.scheduler,
         "CORE_SCHEDULING": "yes" if claim.core_scheduling else "no",
         "NODES": cpulist.render(claim.nodes),
-        # QEMU takes one range at a time: host-nodes=0-1,host-nodes=3 (qapi/qom.json, MemoryBackendProperties).
-        "HOST_NODES": cpulist.render(claim.nodes).replace(",", ",host-nodes="),
+        "HOST_NODES": _several(claim.nodes, "host-nodes="),
         "CELLS": " ".join(map(str, claim.cells)),
         **{f"CELL_{number}": str(node) for number, node in enumerate(claim.cells)},
         "PAGE_SIZE": str(claim.page_size),
         "PAGES": _counts(claim.pages),
         "PAGES_GROWN": _counts(claim.grown),
+        **{f"FILL_{number}": _several(cpus, _AFFINITY) for number, cpus in enumerate(claim.fill)},
         "POOL_BEFORE": _counts(claim.before),
         "KSM": "yes" if claim.ksm else "no",
         "LOADED": claim.loaded,
@@ -104,6 +107,7 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             before=_parse_counts(variables["KVMSUP_POOL_BEFORE"]),
             vcpus=int(variables["KVMSUP_VCPUS"]),
             ksm=variables["KVMSUP_KSM"] == "yes",
+            fill=tuple(_parse_fill(variables)),
             loaded=variables.get("KVMSUP_LOADED", ""),
         )
     except (KeyError, ValueError) as error:
@@ -117,6 +121,19 @@ def _counts(counts: Mapping[int, int]) -> str:
 def _parse_counts(text: str) -> dict[int, int]:
     pairs = (word.split("=") for word in text.split())
     return {int(node): int(count) for node, count in pairs}
+
+
+def _several(numbers: frozenset[int], key: str) -> str:
+    """QEMU takes one range at a time: host-nodes=0-1,host-nodes=3 (qapi/qom.json, MemoryBackendProperties)."""
+    return cpulist.render(numbers).replace(",", f",{key}")
+
+
+def _parse_fill(variables: Mapping[str, str]) -> Iterator[frozenset[int]]:
+    for number in count():
+        text = variables.get(f"{PREFIX}FILL_{number}")
+        if text is None:
+            return
+        yield cpulist.parse(text.replace(_AFFINITY, ""))
 
 
 def _parse_iothreads(text: str) -> dict[str, frozenset[int]]:

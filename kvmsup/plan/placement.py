@@ -22,7 +22,8 @@ from kvmsup.plan.scene import OWNED, Scene, around
 class Placement(NamedTuple):
     """Host CPUs by vCPU index (maxcpus of them), those of every other thread, and the nodes of the memory.
 
-    `cells` has the host node of each guest node. `why` says in sentences how that came about.
+    `cells` has the host node of each guest node, `fill` the CPUs that fill each one's hugepages. `why` says in
+    sentences how that came about.
     """
 
     vcpu: tuple[frozenset[int], ...]
@@ -31,6 +32,7 @@ class Placement(NamedTuple):
     iothread: Mapping[str, frozenset[int]]
     nodes: frozenset[int]  # empty: memory is not bound
     cells: tuple[int, ...]
+    fill: tuple[frozenset[int], ...]
     why: tuple[str, ...]
 
 
@@ -57,7 +59,17 @@ def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim],
     nodes = frozenset(host_nodes) or _memory_nodes(guest, scene, cpus, why)
     for number, node in enumerate(host_nodes):
         why.append(f"guest node {number} on node {node}")
-    return Placement(vcpu, idle, emulator, iothread, nodes, host_nodes, tuple(why))
+    fill = _fill(guest, scene.topology, vcpu, host_nodes or tuple(nodes)) if guest.pages else ()
+    return Placement(vcpu, idle, emulator, iothread, nodes, host_nodes, fill, tuple(why))
+
+
+def _fill(
+    guest: Guest, topology: Topology, vcpu: Sequence[frozenset[int]], nodes: Sequence[int]
+) -> tuple[frozenset[int], ...]:
+    """By memory backend the guest's own CPUs, those on the memory's node if any: filling is in nobody else's way."""
+    indices = [cell.vcpus for cell in guest.cells] or [frozenset(range(guest.cpu.maxcpus))]
+    own = [frozenset[int]().union(*(vcpu[index] for index in share)) for share in indices]
+    return tuple(cpus & topology.cpus_of((node,)) or cpus for cpus, node in zip(own, nodes, strict=True))
 
 
 def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
@@ -80,6 +92,7 @@ def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
         nodes=placement.nodes,
         cells=placement.cells,
         page_size=page_size,
+        fill=placement.fill,
         pages=pages,
         grown={},
         before={},

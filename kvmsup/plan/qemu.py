@@ -84,9 +84,9 @@ def _memory(guest: Guest) -> Iterator[Option]:
     memory = guest.memory
     yield (["-m"], props(f"size={memory.size >> 20}M"))
     if not guest.cells:
-        yield _backend(guest, "mem0", memory.size, "KVMSUP_HOST_NODES")
+        yield from _backend(guest, 0, memory.size, guest.cpu.maxcpus, "KVMSUP_HOST_NODES")
     for number, cell in enumerate(guest.cells):
-        yield _backend(guest, f"mem{number}", cell.memory, f"KVMSUP_CELL_{number}")
+        yield from _backend(guest, number, cell.memory, len(cell.vcpus), f"KVMSUP_CELL_{number}")
         cpus = cpulist.render(cell.vcpus).split(",")
         # One range at a time (qemu(1), -numa).
         node: Word = props("node", nodeid=number, memdev=f"mem{number}")
@@ -98,7 +98,7 @@ def _memory(guest: Guest) -> Iterator[Option]:
 def _backend(guest: Guest, name: str, size: int, nodes: str) -> Option:
     """The memory of the guest, or of one of its nodes, on the host nodes that the claim's variable `nodes` names."""
     memory = guest.memory
-    values: dict[str, str | int | Variable] = {"id": name, "size": f"{size >> 20}M"}
+    values: dict[str, str | int | Variable] = {"id": f"mem{number}", "size": f"{size >> 20}M"}
     if memory.page_size:
         # A private mapping of hugetlb pages would be copied on write and need each page twice.
         kind = "memory-backend-memfd"
@@ -109,13 +109,17 @@ def _backend(guest: Guest, name: str, size: int, nodes: str) -> Option:
             "prealloc": "on",
         }
     else:
+        fill = f"fill{number}"
+        yield (["-object"], props("thread-context", id=fill, cpu_affinity=Variable(f"KVMSUP_FILL_{number}")))
         kind = "memory-backend-ram"
         values |= {"merge": "on" if memory.ksm else "off"}
     if guest.bound:
         values |= {"policy": "bind", "host_nodes": Variable(nodes)}
-    return (["-object"], props(kind, **values))
+    yield (["-object"], props(kind, **values))
 
 
+            "prealloc_threads": vcpus,
+            "prealloc_context": fill,
 def _monitors(guest: Guest) -> Iterator[Option]:
     for name in MONITORS:
         path = socket(guest.name, f"{name}.qmp")

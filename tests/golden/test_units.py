@@ -72,7 +72,8 @@ def literal(word: Word) -> str:
 
 @pytest.mark.parametrize("case", [case for case in CASES if guests(case)], ids=lambda case: case.name)
 def test_systemd_reads_the_very_command_line(case: Path) -> None:
-    names = {name: f"${{{name}}}" for name in ("KVMSUP_HOST_NODES", "KVMSUP_CELL_0", "KVMSUP_CELL_1")}
+    claimed = ("HOST_NODES", "CELL_0", "CELL_1", "FILL_0", "FILL_1")
+    names = {name: f"${{{name}}}" for name in (f"KVMSUP_{word}" for word in claimed)}
     for guest in guests(case):
         content = (case / f"etc/kvmsup/{guest}.toml").read_bytes()
         asked = config.read_guest(guest, f"{guest}.toml", content).guest

@@ -133,7 +133,7 @@ def check_dropin(guest: Guest) -> None:
         if name.startswith("kvm@"):
             reset, command = (value for key, value in found if key == "ExecStart")
             assert reset == ""
-            argv = systemd_syntax.command(command, {"KVMSUP_HOST_NODES": "0"})
+            argv = systemd_syntax.command(command, {"KVMSUP_HOST_NODES": "0", "KVMSUP_FILL_0": "1"})
             assert argv.count("-append") <= 1 and argv[:3] == ["/usr/bin/qemu-system-x86_64", "-name", argv[2]]
             assert guest.machine.cmdline in argv or not guest.machine.cmdline
 

@@ -555,3 +555,20 @@ def test_memory_refused(asked: Guest, said: str) -> None:
     with pytest.raises(Refusal) as caught:
         place(asked, HOST, TWO, [], {0: 1 << 30, 1: (2 << 30) - 1})
     assert str(caught.value) == said
+
+
+@pytest.mark.parametrize(
+    ("asked", "fill"),
+    [
+        (guest(2, dedicated=True), []),
+        (guest(2, dedicated=True, page_size=PAGES), ["1,5"]),
+        (guest(2, page_size=PAGES, nodes="1"), ["2-3,6-7"]),
+        (guest(2, page_size=PAGES), ["0-1,4-5"]),
+        (guest(2, dedicated=True, page_size=PAGES, cells=[cell("0", 1), cell("1", 0)]), ["2", "1"]),
+        (guest(2, page_size=PAGES, vcpu=["1", "2"]), ["1"]),
+    ],
+)
+def test_hugepages_are_filled_on_the_guests_own_cpus_of_their_node(asked: Guest, fill: list[str]) -> None:
+    placed = place(asked, HOST, TWO, [], {0: 4 << 30, 1: 3 << 30})
+    claimed = placing.claim(asked, placed, "")
+    assert list(map(cpulist.render, claimed.fill)) == fill
