@@ -95,8 +95,13 @@ def _memory(guest: Guest) -> Iterator[Option]:
         yield (["-overcommit"], props("mem-lock=on"))
 
 
-def _backend(guest: Guest, name: str, size: int, nodes: str) -> Option:
-    """The memory of the guest, or of one of its nodes, on the host nodes that the claim's variable `nodes` names."""
+def _backend(guest: Guest, number: int, size: int, vcpus: int, nodes: str) -> Iterator[Option]:
+    """The memory of the guest, or of one of its nodes, on the host nodes that the claim's variable `nodes` names.
+
+    Hugepages are filled by a thread for each of its `vcpus`, on their CPUs: elsewhere they would be in another
+    guest's way, or all on one housekeeping CPU. QEMU lets a thread context set its affinity before the sandbox
+    forbids that to all of QEMU (system/vl.c, object_create_pre_sandbox).
+    """
     memory = guest.memory
     values: dict[str, str | int | Variable] = {"id": f"mem{number}", "size": f"{size >> 20}M"}
     if memory.page_size:
@@ -104,13 +109,15 @@ def _backend(guest: Guest, name: str, size: int, nodes: str) -> Option:
         kind = "memory-backend-memfd"
         values |= {
             "hugetlb": "on",
+        fill = f"fill{number}"
+        yield (["-object"], props("thread-context", id=fill, cpu_affinity=Variable(f"KVMSUP_FILL_{number}")))
             "hugetlbsize": sizes.render(memory.page_size),
             "share": "on",
             "prealloc": "on",
         }
     else:
-        fill = f"fill{number}"
-        yield (["-object"], props("thread-context", id=fill, cpu_affinity=Variable(f"KVMSUP_FILL_{number}")))
+            "prealloc_threads": vcpus,
+            "prealloc_context": fill,
         kind = "memory-backend-ram"
         values |= {"merge": "on" if memory.ksm else "off"}
     if guest.bound:
@@ -118,8 +125,6 @@ def _backend(guest: Guest, name: str, size: int, nodes: str) -> Option:
     yield (["-object"], props(kind, **values))
 
 
-            "prealloc_threads": vcpus,
-            "prealloc_context": fill,
 def _monitors(guest: Guest) -> Iterator[Option]:
     for name in MONITORS:
         path = socket(guest.name, f"{name}.qmp")
