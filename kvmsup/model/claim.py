@@ -69,10 +69,10 @@ def render(claim: Claim) -> str:
         "HOST_NODES": _several(claim.nodes, "host-nodes="),
         "CELLS": " ".join(map(str, claim.cells)),
         **{f"CELL_{number}": str(node) for number, node in enumerate(claim.cells)},
+        **{f"FILL_{number}": _several(cpus, _AFFINITY) for number, cpus in enumerate(claim.fill)},
         "PAGE_SIZE": str(claim.page_size),
         "PAGES": _counts(claim.pages),
         "PAGES_GROWN": _counts(claim.grown),
-        **{f"FILL_{number}": _several(cpus, _AFFINITY) for number, cpus in enumerate(claim.fill)},
         "POOL_BEFORE": _counts(claim.before),
         "KSM": "yes" if claim.ksm else "no",
         "LOADED": claim.loaded,
@@ -101,26 +101,17 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             core_scheduling=variables.get("KVMSUP_CORE_SCHEDULING", "no") == "yes",
             nodes=cpulist.parse(variables["KVMSUP_NODES"]),
             cells=tuple(map(int, variables.get("KVMSUP_CELLS", "").split())),
+            fill=tuple(_parse_fill(variables)),
             page_size=int(variables["KVMSUP_PAGE_SIZE"]),
             pages=_parse_counts(variables["KVMSUP_PAGES"]),
             grown=_parse_counts(variables["KVMSUP_PAGES_GROWN"]),
             before=_parse_counts(variables["KVMSUP_POOL_BEFORE"]),
             vcpus=int(variables["KVMSUP_VCPUS"]),
             ksm=variables["KVMSUP_KSM"] == "yes",
-            fill=tuple(_parse_fill(variables)),
             loaded=variables.get("KVMSUP_LOADED", ""),
         )
     except (KeyError, ValueError) as error:
         raise HostError(f"{source} is not a claim: {error!r}", "kvmsup writes it; nobody else should") from None
-
-
-def _counts(counts: Mapping[int, int]) -> str:
-    return " ".join(f"{node}={count}" for node, count in sorted(counts.items()))
-
-
-def _parse_counts(text: str) -> dict[int, int]:
-    pairs = (word.split("=") for word in text.split())
-    return {int(node): int(count) for node, count in pairs}
 
 
 def _several(numbers: frozenset[int], key: str) -> str:
@@ -134,6 +125,15 @@ def _parse_fill(variables: Mapping[str, str]) -> Iterator[frozenset[int]]:
         if text is None:
             return
         yield cpulist.parse(text.replace(_AFFINITY, ""))
+
+
+def _counts(counts: Mapping[int, int]) -> str:
+    return " ".join(f"{node}={count}" for node, count in sorted(counts.items()))
+
+
+def _parse_counts(text: str) -> dict[int, int]:
+    pairs = (word.split("=") for word in text.split())
+    return {int(node): int(count) for node, count in pairs}
 
 
 def _parse_iothreads(text: str) -> dict[str, frozenset[int]]:

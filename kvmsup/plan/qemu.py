@@ -105,19 +105,19 @@ def _backend(guest: Guest, number: int, size: int, vcpus: int, nodes: str) -> It
     memory = guest.memory
     values: dict[str, str | int | Variable] = {"id": f"mem{number}", "size": f"{size >> 20}M"}
     if memory.page_size:
+        fill = f"fill{number}"
+        yield (["-object"], props("thread-context", id=fill, cpu_affinity=Variable(f"KVMSUP_FILL_{number}")))
         # A private mapping of hugetlb pages would be copied on write and need each page twice.
         kind = "memory-backend-memfd"
         values |= {
             "hugetlb": "on",
-        fill = f"fill{number}"
-        yield (["-object"], props("thread-context", id=fill, cpu_affinity=Variable(f"KVMSUP_FILL_{number}")))
             "hugetlbsize": sizes.render(memory.page_size),
             "share": "on",
             "prealloc": "on",
-        }
-    else:
             "prealloc_threads": vcpus,
             "prealloc_context": fill,
+        }
+    else:
         kind = "memory-backend-ram"
         values |= {"merge": "on" if memory.ksm else "off"}
     if guest.bound:
