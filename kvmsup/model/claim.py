@@ -45,6 +45,9 @@ class Claim(NamedTuple):
     vcpus: int  # how many of them are there at start
     ksm: bool
     loaded: str  # the fingerprint of the configuration that it was made from
+    size: int = 0  # the guest's memory in bytes; 0 in claims from before there were balloons
+    balloon: int = 0  # the size in bytes that it may be made at the smallest; 0: it has no balloon
+    balloon_auto: bool = False
 
     @property
     def own_cpus(self) -> frozenset[int]:
@@ -76,6 +79,9 @@ def render(claim: Claim) -> str:
         "POOL_BEFORE": _counts(claim.before),
         "KSM": "yes" if claim.ksm else "no",
         "LOADED": claim.loaded,
+        "SIZE": str(claim.size),
+        "BALLOON": str(claim.balloon),
+        "BALLOON_AUTO": "yes" if claim.balloon_auto else "no",
     }
     return "".join(f"{PREFIX}{key}={value}\n" for key, value in fields.items())
 
@@ -109,6 +115,9 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             vcpus=int(variables["KVMSUP_VCPUS"]),
             ksm=variables["KVMSUP_KSM"] == "yes",
             loaded=variables.get("KVMSUP_LOADED", ""),
+            size=int(variables.get("KVMSUP_SIZE", "0")),
+            balloon=int(variables.get("KVMSUP_BALLOON", "0")),
+            balloon_auto=variables.get("KVMSUP_BALLOON_AUTO", "no") == "yes",
         )
     except (KeyError, ValueError) as error:
         raise HostError(f"{source} is not a claim: {error!r}", "kvmsup writes it; nobody else should") from None

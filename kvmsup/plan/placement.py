@@ -76,6 +76,7 @@ def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
     """What `guest` claims with `placement`; `loaded` is the fingerprint of its configuration. Not held yet."""
     scheduler = guest.placement.scheduler
     page_size = guest.memory.page_size
+    balloon = guest.memory.balloon
     pages = {min(placement.nodes): guest.pages} if guest.pages and not guest.cells else {}
     for cell, node in zip(guest.cells, placement.cells, strict=True) if page_size else ():
         pages[node] = pages.get(node, 0) + cell.memory // page_size
@@ -100,6 +101,9 @@ def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
         # Hugepages and locked memory are never merged: consent to it changes nothing.
         ksm=guest.memory.ksm and not page_size and not guest.memory.lock,
         loaded=loaded,
+        size=guest.memory.size,
+        balloon=balloon.least if balloon else 0,
+        balloon_auto=bool(balloon and balloon.auto),
     )
 
 

@@ -55,6 +55,10 @@ def options(guest: Guest) -> Iterator[Option]:
     yield from _monitors(guest)
     yield from _consoles(guest)
     yield (["-device"], ["virtio-rng-pci"])
+    if guest.memory.balloon:
+        # deflate-on-oom: a guest that would kill a program takes memory out of the balloon instead.
+        balloon = props("virtio-balloon-pci", id="balloon", free_page_reporting="on", deflate_on_oom="on")
+        yield (["-device"], balloon)
 
 
 def _machine(guest: Guest) -> Iterator[Option]:
@@ -91,6 +95,10 @@ def _memory(guest: Guest) -> Iterator[Option]:
         # One range at a time (qemu(1), -numa).
         node: Word = props("node", nodeid=number, memdev=f"mem{number}")
         yield (["-numa"], [*node, *(f",cpus={part}" for part in cpus)])
+    for number, cell in enumerate(guest.cells):
+        for other, distance in enumerate(cell.distances):
+            if other != number:
+                yield (["-numa"], props("dist", src=number, dst=other, val=distance))
     if memory.lock:
         yield (["-overcommit"], props("mem-lock=on"))
 
