@@ -241,6 +241,20 @@ class Table:
                 found.append(value)
         return tuple(found)
 
+    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        """A list of whole numbers from `low` to `high`; none where the key is absent or one of them is wrong."""
+        values: list[object] = self._typed(key, list, f"[{low}]") or []
+        found = []
+        for index, value in enumerate(values):
+            path = (*self.path, key, index)
+            if not isinstance(value, int) or isinstance(value, bool):
+                self.document.note(path, f"{_told(value)}; expected a whole number")
+            elif not low <= value <= high:
+                self.document.note(path, f"{_figures(value)} is out of range", f"{low} to {high}")
+            else:
+                found.append(value)
+        return tuple(found) if len(found) == len(values) else ()
+
     def table(self, key: str, known: Sequence[str]) -> Table:
         """The table under `key`; an empty one where it is absent. No `known` means: any key."""
         values = self._typed(key, dict, "")
