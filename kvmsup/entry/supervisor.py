@@ -43,7 +43,7 @@ class Supervisor:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.tasks: tuple[Task, ...] = (Merging(root), Threads(root))
+        self.tasks: tuple[Task, ...] = (Merging(root, lambda status: systemd.notify(status=status)), Threads(root))
 
     def run(self) -> None:
         """Adopt what runs, say READY, and follow. Raises KvmsupError."""

@@ -86,7 +86,7 @@ def read_host(file: str, content: bytes, topology: Topology | None = None) -> Ho
     housekeeping = cpu.cpus("housekeeping", '"0-1"')
     if topology and housekeeping:
         wishes.check_on_host(cpu, "housekeeping", housekeeping, topology)
-    ksm = top.table("ksm", HOST_KEYS["ksm"]).choice("policy", ("always", "never"), "always")
+    ksm = top.table("ksm", HOST_KEYS["ksm"]).choice("policy", ("pressure", "always", "never"), "pressure")
     _warnings_or_raise(document)
     return Host(housekeeping, ksm)
 

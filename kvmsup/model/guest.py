@@ -122,4 +122,4 @@ class Host(NamedTuple):
     """/etc/kvmsup.toml: what holds for all guests of this host."""
 
     housekeeping: frozenset[int] | None  # host CPUs that no guest is given; None: the first core
-    ksm: str  # always | never
+    ksm: str  # pressure | always | never

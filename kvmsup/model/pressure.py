@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Stall(NamedTuple):
-    """Shares of the last ten seconds, in percent, in which tasks waited for memory (Documentation/accounting/psi.rst)."""
+    """Percent of the last ten seconds in which tasks waited for memory (Documentation/accounting/psi.rst)."""
 
     some: float  # at least one task
     full: float  # all of them at once

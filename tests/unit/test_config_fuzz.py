@@ -159,7 +159,7 @@ def test_any_host(values: dict[str, Any], topology: Topology | None) -> None:
         check_told(error)
     else:
         assert host.housekeeping is None or cpulist.render(host.housekeeping)
-        assert host.ksm in ("always", "never")
+        assert host.ksm in ("pressure", "always", "never")
 
 
 @given(st.binary(max_size=40) | st.text(st.sampled_from("[]{}=.\"'#\n\\ ab1,"), max_size=30).map(str.encode))
