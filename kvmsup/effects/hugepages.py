@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from kvmsup import sizes
-from kvmsup.effects import cgroup, files
+from kvmsup.effects import cgroup, files, numa_maps
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from kvmsup.plan import pages
@@ -96,23 +96,8 @@ def promised(root: str, node: int, page_size: int, others: Iterable[Claim]) -> i
 
 def faulted(root: str, claim: Claim, node: int) -> int:
     """Pages of the claim's size on `node` that the guest's processes have mapped and touched."""
-    count = 0
-    for pid in cgroup.processes(root, claim):
-        try:
-            lines = files.read(f"{root}/proc/{pid}/numa_maps").splitlines()
-        except OSError:
-            continue  # it ended between being listed and being read: its pages are free again
-        count += sum(_on_node(line, node, claim.page_size) for line in lines)
-    return count
-
-
-def _on_node(line: str, node: int, page_size: int) -> int:
-    """The pages of one mapping on `node`: `7f… bind:0 … huge dirty=256 N0=256 kernelpagesize_kB=2048` (numa(7))."""
-    words = line.split()
-    if f"kernelpagesize_kB={page_size >> 10}" not in words:
-        return 0
-    prefix = f"N{node}="
-    return sum(int(word[len(prefix) :]) for word in words if word.startswith(prefix))
+    pids = cgroup.processes(root, claim)
+    return sum(numa_maps.pages(root, pid, node, claim.page_size) for pid in pids)
 
 
 def give_back(root: str, claim: Claim, others: list[Claim]) -> dict[int, int]:

@@ -108,12 +108,41 @@ def test_shortfall(root: str, pools: Pools) -> None:
     with pytest.raises(Refusal) as caught:
         setup.run("web", root)
     assert str(caught.value) == (
-        "node 0 is short of 2 hugepages of 2M: 10 needed, 7 to be added, 5 came\n"
-        "  hint: free memory on node 0, stop a guest there, or reserve at boot on the kernel command line:"
-        " hugepagesz=2M hugepages=0:7"
+        "node 0 is short of 2 hugepages of 2M: 10 needed, 7 to be added to a pool of 3 with 3 free, 5 came\n"
+        "  hint: 97M are free, but not in pieces of 2M, also after compacting: stop a guest there, or reserve at boot,"
+        " on the kernel command line: hugepagesz=2M hugepages=0:10,1:3"
     )
     release.run("web", root)
     assert (claims.read_all(root), pools.total(0)) == ({}, 3)
+
+
+def test_a_shortfall_names_the_processes_that_have_pages(
+    root: str, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of this size on this node; and what a node has no memory for is not tried."""
+    trees.write(root, "/etc/kvmsup/web.toml", WEB.replace('"dedicated"', '"dedicated"\nnodes = "0"'))
+    load(root, monkeypatch)
+    pools.create(0, 5, used=5)
+    trees.write(root, "/sys/devices/system/node/node0/meminfo", "Node 0 MemFree: 12288 kB")
+    for pid, name, kilobytes, line in (
+        (7, "postgres", 4096, "7f0 default file=/anon_hugepage huge N0=2 N1=9 kernelpagesize_kB=2048"),
+        (8, "dpdk app", 2048, "7f0 bind:0 huge N0=1 kernelpagesize_kB=2048\n7f1 default N0=99 kernelpagesize_kB=4"),
+        (9, "elsewhere", 2048, "7f0 default huge N1=1 kernelpagesize_kB=2048"),
+        (10, "giant", 1 << 20, "7f0 default huge N0=1 kernelpagesize_kB=1048576"),
+        (11, "plain", 0, "7f0 default N0=5 kernelpagesize_kB=2048"),
+    ):
+        trees.write(root, f"/proc/{pid}/status", f"Name:\t{name}\nHugetlbPages:\t{kilobytes} kB")
+        trees.write(root, f"/proc/{pid}/numa_maps", line)
+    with pytest.raises(Refusal) as caught:
+        setup.run("web", root)
+    assert str(caught.value) == (
+        "node 0 is short of 4 hugepages of 2M: 10 needed, 10 to be added to a pool of 5 with 0 free,"
+        " there is memory for 6; other processes: postgres (pid 7) 2, dpdk app (pid 8) 1;"
+        " 2 are in files that no process has mapped\n"
+        "  hint: free memory on node 0, where 12M are free, stop a guest there, or reserve at boot, on the kernel"
+        " command line: hugepagesz=2M hugepages=0:15,1:3"
+    )
+    assert pools.written == []
 
 
 def test_a_shortfall_beside_others(root: str, fake_systemctl: Systemctl) -> None:
