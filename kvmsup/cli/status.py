@@ -45,6 +45,7 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
         "placement": show.placement(claim) if claim else None,
         "cpu": cpu._asdict() if cpu else None,
         "memory": _memory(seen),
+        "balloon": observe.balloon("", seen),
         "threads": [_thread(one) for one in threads],
         "foreign": [one._asdict() for one in observe.intruders("", seen)],
         "drift": any(one.drifted for one in threads) or bool(cpu and cpu.missing),
@@ -92,6 +93,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
     if cpu := report["cpu"]:
         lacks = f", {show.paint('drift')}: it lacks {', '.join(cpu['missing'])}" if cpu["missing"] else ""
         lines.append(f"  cpu        {' '.join((cpu['model'], *cpu['features']))}{lacks}")
+    if report["balloon"]:
+        lines.append(f"  balloon    {show.balloon(report['balloon'])}")
     for entry in report["memory"]:
         size = sizes.render(entry["page_size"])
         lines.append(

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kvmsup import cpulist
+from kvmsup.effects import balloon as balloons
 from kvmsup.effects import (
     cgroup,
     claims,
@@ -145,6 +146,24 @@ def cpu(root: str, seen: Seen) -> Running | None:
         return None
     except QmpError as error:
         raise KvmsupError(f"QEMU of {seen.name} cannot be asked for its CPU model: {error}") from None
+
+
+def balloon(root: str, seen: Seen) -> dict[str, Any] | None:
+    """Sizes in bytes of a running guest with a balloon; `available` is None while its driver does not answer.
+
+    Raises KvmsupError.
+    """
+    claim = seen.claim
+    if not claim or not claim.balloon or not seen.pid:
+        return None
+    try:
+        with balloons.monitor(root, seen.name, seen.pid, "admin", _PATIENCE_SECONDS) as talk:
+            told = balloons.ask(talk, _PATIENCE_SECONDS / 4)
+            actual = balloons.actual(talk)
+    except QmpError as error:
+        raise KvmsupError(f"QEMU of {seen.name} cannot be asked for its balloon: {error}") from None
+    sizes = {"size": claim.size, "min": claim.balloon, "automatic": claim.balloon_auto, "actual": actual}
+    return sizes | {"available": told.available if told else None, "free": told.free if told else None}
 
 
 def _allowed(root: str, tid: int) -> frozenset[int]:
