@@ -115,12 +115,12 @@ def _backend(guest: Guest, number: int, size: int, vcpus: int, nodes: str) -> It
     if memory.page_size:
         fill = f"fill{number}"
         yield (["-object"], props("thread-context", id=fill, cpu_affinity=Variable(f"KVMSUP_FILL_{number}")))
-        # A private mapping of hugetlb pages would be copied on write and need each page twice.
         kind = "memory-backend-memfd"
         values |= {
             "hugetlb": "on",
             "hugetlbsize": sizes.render(memory.page_size),
-            "share": "on",
+            # Nobody else maps it. A private mapping takes each page once too: the file itself stays empty.
+            "share": "off",
             "prealloc": "on",
             "prealloc_threads": vcpus,
             "prealloc_context": fill,

@@ -129,7 +129,15 @@ def check_dropin(guest: Guest) -> None:
         found = systemd_syntax.directives(text)
         names = [key for key, _ in found if key != "ExecStart"]
         assert len(names) == len(set(names))
-        assert set(names) <= {"SourcePath", "Description", "Slice", "CPUAffinity", "LimitMEMLOCK", "Environment"}
+        assert set(names) <= {
+            "SourcePath",
+            "Description",
+            "Slice",
+            "CPUAffinity",
+            "LimitMEMLOCK",
+            "Environment",
+            "TimeoutStartSec",
+        }
         if name.startswith("kvm@"):
             reset, command = (value for key, value in found if key == "ExecStart")
             assert reset == ""
