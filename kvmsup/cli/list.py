@@ -9,7 +9,7 @@ from typing import Any
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
-from kvmsup.effects import configs, files, observe, sysfs
+from kvmsup.effects import configs, ksm, observe, sysfs
 from kvmsup.errors import KvmsupError
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
@@ -37,6 +37,7 @@ def run(asked: argparse.Namespace) -> int:
 def host(seen: list[observe.Seen]) -> dict[str, Any]:
     """The host's figures. Raises KvmsupError."""
     topology = sysfs.topology("")
+    merging = ksm.read("", ksm.thread(""))
     owned = frozenset[int]().union(*(one.claim.own_cpus for one in seen if one.claim))
     return {
         "cpus": cpulist.render(topology.online),
@@ -44,24 +45,20 @@ def host(seen: list[observe.Seen]) -> dict[str, Any]:
         "dedicated": cpulist.render(owned),
         "running": sum(one.active == "active" for one in seen),
         "guests": len(seen),
-        "ksm": _attribute("/sys/kernel/mm/ksm/run") == "1",
+        "ksm": ksm.running(""),
+        "ksm_saved": merging.saved,
+        "ksmd_seconds": merging.cpu_seconds,
     }
-
-
-def _attribute(path: str) -> str:
-    try:
-        return files.read(path)
-    except OSError:
-        return ""
 
 
 def _glance(host: dict[str, Any]) -> str:
     owned = host["dedicated"]
+    saved = f", {host['ksm_saved'] >> 20}M saved" if host["ksm_saved"] else ""
     parts = [
         f"{host['running']} of {host['guests']} guests running",
         f"CPU {host['cpus']}{f', {owned} dedicated' if owned else ''}",
         f"node {host['nodes']}",
-        f"KSM {'on' if host['ksm'] else 'off'}",
+        f"KSM {'on' if host['ksm'] else 'off'}{saved}",
     ]
     return " · ".join(parts)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
-from kvmsup.effects import configs, hugepages, observe
+from kvmsup.effects import configs, hugepages, ksm, observe
 from kvmsup.errors import KvmsupError
 from kvmsup.model.table import nearest
 
@@ -46,6 +46,7 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
         "cpu": cpu._asdict() if cpu else None,
         "memory": _memory(seen),
         "balloon": observe.balloon("", seen),
+        "ksm": _ksm(seen),
         "threads": [_thread(one) for one in threads],
         "foreign": [one._asdict() for one in observe.intruders("", seen)],
         "drift": any(one.drifted for one in threads) or bool(cpu and cpu.missing),
@@ -78,6 +79,19 @@ def _memory(seen: observe.Seen) -> list[dict[str, Any]]:
     return entries
 
 
+def _ksm(seen: observe.Seen) -> dict[str, Any] | None:
+    """What KSM does for a guest that consents; None for others, and where the kernel does not tell."""
+    if not seen.pid or not seen.claim or not seen.claim.ksm:
+        return None
+    merged = ksm.of_process("", seen.pid)
+    return {**merged._asdict(), "running": ksm.running("")} if merged else None
+
+
+def _ksm_line(found: dict[str, Any]) -> str:
+    profit = "" if found["profit"] is None else f", profit {max(0, found['profit']) >> 20}M"
+    return f"  ksm        {found['merged'] >> 20}M merged{profit}; merging is {'on' if found['running'] else 'off'}"
+
+
 def _lines(report: dict[str, Any]) -> list[str]:
     pid = f", QEMU {report['pid']}" if report["pid"] else ""
     since = f" since {report['since']}" if report["since"] else ""
@@ -95,6 +109,8 @@ def _lines(report: dict[str, Any]) -> list[str]:
         lines.append(f"  cpu        {' '.join((cpu['model'], *cpu['features']))}{lacks}")
     if report["balloon"]:
         lines.append(f"  balloon    {show.balloon(report['balloon'])}")
+    if report["ksm"]:
+        lines.append(_ksm_line(report["ksm"]))
     for entry in report["memory"]:
         size = sizes.render(entry["page_size"])
         lines.append(
