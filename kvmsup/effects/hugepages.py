@@ -112,16 +112,28 @@ def give_back(root: str, claim: Claim, others: list[Claim]) -> dict[int, int]:
         before = claim.before.get(node, 0)
         grown = planned if claim.held else pages.grown_so_far(before, now.total, planned)
         if grown:
-            left[node] = _shrink(root, claim.page_size, node, grown, promised(root, node, claim.page_size, others))
+            left[node] = _shrink(root, claim.page_size, node, grown, others)
     return {node: count for node, count in left.items() if count}
 
 
-def _shrink(root: str, page_size: int, node: int, grown: int, reserved: int) -> int:
+def unpromised(root: str, node: int, page_size: int, others: Iterable[Claim]) -> tuple[Pool, int]:
+    """The pool of `node`, and what of it `others` were promised and have not faulted yet.
+
+    Their QEMUs may be filling at this very moment. Promises are read first: a page that is faulted in between is
+    then missing from what is free and never had twice.
+    """
+    reserved = promised(root, node, page_size, others)
+    return pool(root, node, page_size), reserved
+
+
+def _shrink(root: str, page_size: int, node: int, grown: int, others: list[Claim]) -> int:
     """Shrink by up to `grown` pages, waiting a moment for a dying QEMU's; returns how many are still missing."""
     deadline = time.monotonic() + _SETTLE_SECONDS
+    count = 0
     while True:
-        now = pool(root, node, page_size)
-        count = pages.to_give_back(grown, now.free, reserved)
+        now, reserved = unpromised(root, node, page_size, others)
+        # What is free beside the promises does not change by faulting, and is never read as too much: the best counts.
+        count = min(now.free, max(count, pages.to_give_back(grown, now.free, reserved)))
         if count == grown or now.total < grown or time.monotonic() > deadline:
             break
         time.sleep(0.02)

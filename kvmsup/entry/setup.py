@@ -171,8 +171,7 @@ def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:
     grow: dict[int, int] = {}
     before: dict[int, int] = {}
     for node, need in claim.pages.items():
-        pool = hugepages.pool(root, node, claim.page_size)
-        promised = hugepages.promised(root, node, claim.page_size, others)
+        pool, promised = hugepages.unpromised(root, node, claim.page_size, others)
         grow[node], before[node] = pages.to_grow(need, pool.free, promised), pool.total
     step("setup.intend")
     claims.write(root, claim._replace(grown=grow, before=before))

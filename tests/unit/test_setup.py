@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvmsup import cpulist
-from kvmsup.effects import claims, configs, hugepages, kernel
+from kvmsup.effects import claims, configs, hugepages, kernel, numa_maps
 from kvmsup.entry import release, setup
 from kvmsup.errors import HostError, KvmsupError, Refusal
 from kvmsup.plan import dropin
@@ -143,6 +143,35 @@ def test_a_shortfall_names_the_processes_that_have_pages(
         " command line: hugepagesz=2M hugepages=0:15,1:3"
     )
     assert pools.written == []
+
+
+def test_a_guest_that_fills_its_memory_at_that_very_moment(
+    root: str, pools: Pools, fake_systemctl: Systemctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two looks at the pool another QEMU faults its pages: they are not had twice, and none is left behind."""
+    fake_systemctl({"kvm-setup@db.service": ("active", ""), "kvm@db.service": ("active", "")})
+    claims.write(root, claim("db", ["2"], page_size=PAGE, pages={0: 10}, nodes="0"))
+    pools.create(0, 10, room=40)
+    trees.write(root, "/sys/fs/cgroup/kvm.slice/kvm-dedicated.slice/kvm@db.service/cgroup.procs", "7")
+    has, look = 0, numa_maps.pages
+
+    def fill(root: str, pid: int, node: int, page_size: int) -> int:
+        nonlocal has
+        if has < 10:
+            has += 2
+            pools.use(0, 2)
+            trees.write(root, "/proc/7/numa_maps", f"7f0 bind:0 huge N0={has} kernelpagesize_kB=2048")
+        return look(root, pid, node, page_size)
+
+    monkeypatch.setattr(numa_maps, "pages", fill)
+    trees.write(root, "/etc/kvmsup/web.toml", WEB.replace('"dedicated"', '"dedicated"\nnodes = "0"'))
+    load(root, monkeypatch)
+    setup.run("web", root)
+    assert (pools.total(0), claims.read_all(root)["web"].grown) == (20, {0: 10})
+    has = 4
+    pools.create(0, 20, used=4, room=40)
+    assert release.run("web", root) == []
+    assert pools.total(0) == 10
 
 
 def test_a_shortfall_beside_others(root: str, fake_systemctl: Systemctl) -> None:
