@@ -34,6 +34,7 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
     claim = seen.claim
     threads = observe.threads("", seen)
     cpu = observe.cpu("", seen)
+    resident = observe.resident("", seen)
     return {
         "name": seen.name,
         "description": seen.description,
@@ -45,11 +46,14 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
         "placement": show.placement(claim) if claim else None,
         "cpu": cpu._asdict() if cpu else None,
         "memory": _memory(seen),
+        "resident": [one._asdict() for one in resident],
         "balloon": observe.balloon("", seen),
         "ksm": _ksm(seen),
         "threads": [_thread(one) for one in threads],
         "foreign": [one._asdict() for one in observe.intruders("", seen)],
-        "drift": any(one.drifted for one in threads) or bool(cpu and cpu.missing),
+        "drift": any(one.drifted for one in threads)
+        or bool(cpu and cpu.missing)
+        or any(one.astray for one in resident),
     }
 
 
@@ -117,7 +121,17 @@ def _lines(report: dict[str, Any]) -> list[str]:
             f"  hugepages  node {entry['node']}: {entry['held']} of {entry['claimed']} pages of {size} in use;"
             f" {entry['added']} were added to the pool, now {entry['pool']} with {entry['free']} free"
         )
+    lines += [_resident(one) for one in report["resident"]]
     return lines + _thread_lines(report["threads"]) + _foreign_lines(report["foreign"])
+
+
+def _resident(one: dict[str, Any]) -> str:
+    astray = f", {show.paint('drift')}: {_mebibytes(one['astray'])} of them may not be there" if one["astray"] else ""
+    return f"  memory     node {one['node']}: {_mebibytes(one['size'])} touched{astray}"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / sizes.UNITS['M']:.0f}M"
 
 
 def _thread_lines(threads: list[dict[str, Any]]) -> list[str]:

@@ -44,7 +44,7 @@ def mappings(root: str, pid: int) -> list[Mapping]:
 def _parse(lines: list[str]) -> Iterator[Mapping]:
     """`7f… bind:0 file=… huge dirty=256 N0=256 kernelpagesize_kB=2048`; a line that is something else is left out."""
     for line in lines:
-        _, policy, *words = line.split() or ("", "")
+        _, policy, *words = *line.split(), "", ""
         pairs = dict(word.split("=", 1) for word in words if "=" in word)
         counts = {key[1:]: value for key, value in pairs.items() if key[:1] == "N" and key[1:].isdecimal()}
         try:

@@ -17,6 +17,7 @@ from kvmsup.effects import (
     foreign,
     hugepages,
     models,
+    numa_maps,
     pin,
     qmp,
     systemctl,
@@ -198,3 +199,20 @@ def memory(root: str, seen: Seen) -> dict[int, int]:
     """Hugepages of the guest's size that its QEMU holds, by node; empty for a guest with ordinary pages."""
     claim = seen.claim
     return {node: hugepages.faulted(root, claim, node) for node in claim.pages} if claim else {}
+
+
+class Resident(NamedTuple):
+    """Bytes of a bound guest's memory on one node; `astray` of them are where they may not be."""
+
+    node: int
+    size: int
+    astray: int
+
+
+def resident(root: str, seen: Seen) -> list[Resident]:
+    """Where the ordinary memory of a bound guest is, as far as it has been touched; none for any other guest."""
+    claim = seen.claim
+    if not claim or not claim.nodes or claim.page_size or not seen.pid:
+        return []
+    there, astray = numa_maps.bound(root, seen.pid)
+    return [Resident(node, size, astray.get(node, 0)) for node, size in there.items()]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmsup.effects import hugepages, sysfs
+from kvmsup.effects import hugepages, numa_maps, sysfs
 from kvmsup.errors import HostError
 from tests.unit import trees
 from tests.unit.hosts import claim
@@ -96,6 +96,25 @@ def test_promised(tmp_path: Path) -> None:
     assert hugepages.promised(root, 0, PAGE, others) == 0
     os.unlink(f"{root}/proc/7/numa_maps")
     assert hugepages.promised(root, 0, PAGE, others) == 10
+
+
+def test_where_a_bound_guests_memory_is(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    lines = [
+        "7f0 bind:0 anon=300 dirty=300 N0=256 N1=44 kernelpagesize_kB=4",
+        "7f1 bind:0-1 anon=8 N0=4 N1=4 kernelpagesize_kB=4",
+        "7f2 default stack anon=9 N1=9 kernelpagesize_kB=4",
+        "7f3 bind=static:2 huge N2=1 kernelpagesize_kB=2048",
+        "7f4 bind:0 file=/usr/lib/N3=5 N0=1 kernelpagesize_kB=4",
+        "7f5 bind:x N0=1 kernelpagesize_kB=4",
+        "7f6",
+        "",
+    ]
+    trees.write(root, "/proc/7/numa_maps", "\n".join(lines))
+    there, astray = numa_maps.bound(root, 7)
+    assert there == {0: 261 << 12, 1: 48 << 12, 2: 2 << 20}
+    assert astray == {1: 44 << 12}
+    assert numa_maps.bound(root, 8) == ({}, {})
 
 
 def test_give_back(tmp_path: Path, pools: Pools, monkeypatch: pytest.MonkeyPatch) -> None:
