@@ -6,7 +6,8 @@ from __future__ import annotations
 import os
 import select
 
-# 200 ms of waiting within 2 s; shorter windows are for those with CAP_SYS_RESOURCE, and before Linux 6.5 all are.
+# 200 ms of waiting within 2 s. Other windows than multiples of 2 s are for those with CAP_SYS_RESOURCE alone, and on
+# older kernels all are (kernel/sched/psi.c, psi_trigger_create and psi_open).
 _TRIGGER = b"some 200000 2000000\0"
 
 

@@ -74,10 +74,11 @@ def statistics(talk: qmp.Conversation) -> Statistics | None:
     """What the guest told last; None where it has told nothing. Raises QmpError."""
     answer = talk.execute("qom-get", path=_DEVICE, property="guest-stats")
     try:
-        found, last = answer["stats"], int(answer["last-update"])
+        found, last = dict(answer["stats"]), int(answer["last-update"])
         free = _number(found, "stat-free-memory")
         # Drivers older than Linux 3.19 tell only what is free.
         available = _number(found, "stat-available-memory")
+        swapped, faults = _number(found, "stat-swap-out"), _number(found, "stat-major-faults")
     except (KeyError, TypeError, ValueError, OverflowError):
         raise QmpError("QEMU's statistics of the guest are not as its documentation says") from None
     if not last or free is None:
@@ -85,8 +86,8 @@ def statistics(talk: qmp.Conversation) -> Statistics | None:
     return Statistics(
         available=free if available is None else available,
         free=free,
-        swapped_out=_number(found, "stat-swap-out") or 0,
-        major_faults=_number(found, "stat-major-faults") or 0,
+        swapped_out=swapped or 0,
+        major_faults=faults or 0,
         age=max(0.0, time.time() - last),
     )
 
