@@ -204,7 +204,13 @@ class Table:
 
     def size(self, key: str) -> int | None:
         """Bytes, or None where the key is absent or wrong."""
-        return self._parsed(key, sizes.parse, '"4G"', _size_hint)
+        size = self._parsed(key, sizes.parse, '"4G"', _size_hint)
+        text = str(self.values.get(key)).strip()
+        if size and text.isdigit() and size < sizes.UNITS["M"]:
+            # Legal, and never what is meant.
+            self.note(key, f'"{text}" without a unit are {text} bytes', _size_hint(text))
+            return None
+        return size
 
     def cpus(self, key: str, example: str) -> frozenset[int] | None:
         """A list of CPUs or nodes, never empty; None where the key is absent or wrong."""
