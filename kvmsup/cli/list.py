@@ -9,11 +9,13 @@ from typing import Any
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
-from kvmsup.effects import configs, ksm, observe, sysfs
+from kvmsup.effects import configs, ksm, observe, pressure, sysfs, usage
 from kvmsup.errors import KvmsupError
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest
+from kvmsup.plan import overcommit
+from kvmsup.plan.overcommit import Books
 
 _HEADS = ("GUEST", "STATE", "VCPUS", "CPUS", "PLACEMENT", "MEMORY", "PAGES", "NODE", "KSM")
 
@@ -23,9 +25,11 @@ def run(asked: argparse.Namespace) -> int:
     seen = observe.guests("")
     rows = [row(one, _configured(one.name)) for one in seen]
     if asked.json:
-        print(json.dumps({"host": host(seen), "guests": rows}, indent=2))
+        memory = overcommitted(seen, rows)._asdict()
+        print(json.dumps({"host": host(seen) | {"memory": memory}, "guests": rows}, indent=2))
         return 0
     print(_glance(host(seen)))
+    print(overcommit.glance(overcommitted(seen, rows)))
     if not rows:
         print("no guests: describe one in /etc/kvmsup/NAME.toml, see kvmsup.guest(5)")
         return 0
@@ -49,6 +53,17 @@ def host(seen: list[observe.Seen]) -> dict[str, Any]:
         "ksm_saved": merging.saved,
         "ksmd_seconds": merging.cpu_seconds,
     }
+
+
+def overcommitted(seen: list[observe.Seen], rows: list[dict[str, Any]]) -> Books:
+    """What the running guests were promised, against what the host has. Raises KvmsupError."""
+    sizes_of = {row["name"]: row["memory"] or 0 for row in rows}
+    promises = [
+        usage.promise("", one.claim, one.pid, one.claim.size or sizes_of[one.name])
+        for one in seen
+        if one.claim and one.pid
+    ]
+    return overcommit.books(promises, ksm.read("", ksm.thread("")).saved, pressure.read(""))
 
 
 def _glance(host: dict[str, Any]) -> str:
