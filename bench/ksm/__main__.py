@@ -18,7 +18,7 @@ from kvmsup.effects import pressure
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- ksm: written by python3 -m bench.ksm -->", "<!-- ksm: end -->"
 MIB = 1 << 20
-LOADS = {"identical": Workload(4, 256 * MIB, 1.0), "half-identical": Workload(4, 256 * MIB, 0.5)}
+ALIKE = {"identical": 1.0, "half-identical": 0.5}
 OURS, THEIRS = "kvmsup, pressure", "ksmtuned"
 
 
@@ -49,14 +49,15 @@ def table(results: Mapping[str, Mapping[str, Measured]]) -> str:
     for load, rows in results.items():
         for name, one in rows.items():
             figures = f"{one.saved / MIB:.0f} | {one.cpu:.2f} | {one.to_90:.1f} | {one.cpu_90:.2f}"
-            lines.append(f"| {load} ({LOADS[load].most // MIB} MiB to save) | {name} | {figures} |")
+            lines.append(f"| {load} | {name} | {figures} |")
     return "\n".join(lines)
 
 
-def section(seconds: float) -> str:
+def section(seconds: float, size: int) -> str:
     results: dict[str, dict[str, Measured]] = {}
     with borrowed():
-        for load, workload in LOADS.items():
+        for load, alike in ALIKE.items():
+            workload = Workload(4, size, alike)
             for name, make in drivers().items():
                 found = measure(make(), workload, workload.resident * 11 // 10, seconds)
                 print(load, name, found, file=sys.stderr)
@@ -67,18 +68,24 @@ def section(seconds: float) -> str:
         for ours in rows
         if ours.startswith("kvmsup") and dominates(rows[THEIRS], rows[ours])
     ]
-    where = f"{os.cpu_count()} CPUs, Linux {platform.release()}, load average {os.getloadavg()[0]:.1f} at the end"
-    told = f"Measured on {where}; {seconds:.0f} s each, one run each."
+    where = f"{os.cpu_count()} CPUs ({_model()}), Linux {platform.release()}, load average {os.getloadavg()[0]:.1f}"
+    told = f"Measured on {where}; {seconds:.0f} s each, one run each; 4 × {size // MIB} MiB."
     verdict = f"ksmtuned dominates {'nowhere' if not lost else ', '.join(lost)}."
     return f"{told}\n\n{table(results)}\n\n{verdict}"
+
+
+def _model() -> str:
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m bench.ksm", description=__doc__)
     parser.add_argument("--seconds", type=float, default=100)
+    parser.add_argument("--mib", type=int, default=256, help="memory of each guest")
     parser.add_argument("--print", action="store_true", help="leave bench/README.md alone")
     asked = parser.parse_args()
-    found = section(asked.seconds)
+    found = section(asked.seconds, asked.mib * MIB)
     print(found)
     if not asked.print:
         before, _, rest = README.read_text("utf-8").partition(BEGIN)

@@ -30,11 +30,6 @@ class Workload(NamedTuple):
     def resident(self) -> int:
         return self.guests * self.size
 
-    @property
-    def most(self) -> int:
-        """Bytes that merging can save."""
-        return int(self.size * self.alike) * (self.guests - 1)
-
 
 @contextlib.contextmanager
 def running(load: Workload) -> Iterator[None]:
