@@ -59,17 +59,22 @@ def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim],
     nodes = frozenset(host_nodes) or _memory_nodes(guest, scene, cpus, why)
     for number, node in enumerate(host_nodes):
         why.append(f"guest node {number} on node {node}")
-    fill = _fill(guest, scene.topology, vcpu, host_nodes or tuple(nodes)) if guest.pages else ()
+    fill = _fill(guest, scene, vcpu, host_nodes or tuple(nodes)) if guest.pages else ()
     return Placement(vcpu, idle, emulator, iothread, nodes, host_nodes, fill, tuple(why))
 
 
 def _fill(
-    guest: Guest, topology: Topology, vcpu: Sequence[frozenset[int]], nodes: Sequence[int]
+    guest: Guest, scene: Scene, vcpu: Sequence[frozenset[int]], nodes: Sequence[int]
 ) -> tuple[frozenset[int], ...]:
-    """By memory backend the guest's own CPUs, those on the memory's node if any: filling is in nobody else's way."""
+    """By memory backend the guest's own CPUs, those on the memory's node if any: filling is in nobody else's way.
+
+    Of a shared guest only if nobody can take all of these from it: without any QEMU could not start again.
+    """
     indices = [cell.vcpus for cell in guest.cells] or [frozenset(range(guest.cpu.maxcpus))]
     own = [frozenset[int]().union(*(vcpu[index] for index in share)) for share in indices]
-    return tuple(cpus & topology.cpus_of((node,)) or cpus for cpus, node in zip(own, nodes, strict=True))
+    near = [cpus & scene.topology.cpus_of((node,)) for cpus, node in zip(own, nodes, strict=True)]
+    lasting = [there if guest.placement.dedicated else there & scene.housekeeping for there in near]
+    return tuple(there if last else cpus for cpus, there, last in zip(own, near, lasting, strict=True))
 
 
 def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
