@@ -22,9 +22,9 @@ TURN_SECONDS = 5.0
 _POLL_SECONDS = 2
 _FIRST_SECONDS = 1.0
 _FRESH_SECONDS = 3.0 * _POLL_SECONDS
-_PATIENCE_SECONDS = 1.0
+_PATIENCE_SECONDS = 2.0
 # A QEMU that does not answer holds up everybody else's turn.
-_AGAIN_SECONDS = 60.0
+_AGAIN_SECONDS = 30.0
 
 
 class _Guest:
