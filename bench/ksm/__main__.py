@@ -48,7 +48,8 @@ def table(results: Mapping[str, Mapping[str, Measured]]) -> str:
     ]
     for load, rows in results.items():
         for name, one in rows.items():
-            figures = f"{one.saved / MIB:.0f} | {one.cpu:.2f} | {one.to_90:.1f} | {one.cpu_90:.2f}"
+            until = f"{one.to_90:.1f} | {one.cpu_90:.2f}" if one.saved else "– | –"
+            figures = f"{one.saved / MIB:.0f} | {one.cpu:.2f} | {until}"
             lines.append(f"| {load} | {name} | {figures} |")
     return "\n".join(lines)
 
