@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Memory on a real kernel: filled by the right CPUs, on the right node, and told when it has gone astray."""
+"""Hugepages on a real kernel: filled by the right CPUs, on the right node."""
 
 from __future__ import annotations
 
@@ -82,3 +82,17 @@ def test_ordinary_memory_is_locked_bound_and_told_when_it_has_gone_astray(host: 
     status = guests.kvmsup(host, "status tiny", check=False)
     assert status["drift"] and status["resident"][0]["astray"] > 32 << 20
     guests.kill(host, "tiny")
+
+
+def test_pages_of_1g_from_boot(host: Host) -> None:
+    """The host has two of them on node 1 since boot: one is used, none added, and none taken away."""
+    big = guests.TINY.replace("64M", "1G").replace('"2M"', '"1G"').replace('"dedicated"', '"dedicated"\nnodes = "1"')
+    guests.configure(host, {"big": big})
+    assert pool(host, 1, "free", 1 << 20) == 2
+    guests.start(host, "big")
+    assert guests.claim(host, "big")["PAGES_GROWN"] == "1=0"
+    assert (pool(host, 1, "nr", 1 << 20), pool(host, 1, "free", 1 << 20)) == (2, 1)
+    (entry,) = guests.kvmsup(host, "status big")["memory"]
+    assert (entry["held"], entry["pool"], entry["free"]) == (1, 2, 1)
+    guests.kill(host, "big")
+    assert (pool(host, 1, "nr", 1 << 20), pool(host, 1, "free", 1 << 20)) == (2, 2)
