@@ -56,6 +56,8 @@ def plan(root: str, name: str) -> Iterator[Planned]:
     # Below another root the guests are another host's, and this one's systemd knows nothing of them.
     standing = dict.fromkeys(known, ledger.HOLDING) if root else ledger.standings(known)
     held = {guest: claim for guest, claim in known.items() if standing[guest] != ledger.STALE}
+    if not root and os.geteuid() and any(claim.page_size for claim in held.values()):
+        raise KvmsupError("only root can see how many hugepages the running guests have of those promised to them")
     names = configs.names(root)
     if name and name not in {*names, *held}:
         near = nearest(name, names)

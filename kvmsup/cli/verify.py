@@ -28,7 +28,7 @@ class Difference(NamedTuple):
 def run(asked: argparse.Namespace) -> int:
     """Print the differences; 1 when there are any."""
     seen = _running(asked.guests)
-    found = [difference for one in seen for difference in differences("", one)] + list(_fence("", seen))
+    found = [difference for one in seen for difference in _told(one)] + list(_fence("", seen))
     if asked.json:
         told: dict[str, Any] = {"ok": not found, "guests": [one.name for one in seen]}
         show.as_json(told | {"differences": [one._asdict() for one in found]})
@@ -48,7 +48,16 @@ def _running(names: list[str]) -> list[observe.Seen]:
         if not one.claim or not one.pid:
             near = nearest(one.name, configs.names("")) if not one.configured else ""
             raise KvmsupError(f"guest {one.name} does not run", f"did you mean {near}?" if near else "")
-    return [one for one in seen if one.claim and one.pid]
+    # One that is only starting has not been given everything yet.
+    return [one for one in seen if one.claim and one.pid and one.active == "active"]
+
+
+def _told(seen: observe.Seen) -> list[Difference]:
+    """The differences of one guest; that it cannot be asked is one."""
+    try:
+        return list(differences("", seen))
+    except KvmsupError as error:
+        return [Difference(seen.name, "QEMU", "an answer", error.what)]
 
 
 def differences(root: str, seen: observe.Seen) -> Iterator[Difference]:

@@ -12,6 +12,7 @@ from kvmsup.effects import files
 from kvmsup.errors import HostError
 from kvmsup.model import claim as claim_text
 from kvmsup.model.claim import Claim
+from kvmsup.model.guest import is_name
 
 RUN = "/run/kvmsup"
 
@@ -27,25 +28,48 @@ def lock(root: str) -> Iterator[None]:
 
     Raises HostError when there is no place for it.
     """
+    with _locked(root, fcntl.LOCK_EX):
+        yield
+
+
+class Busy(HostError):
+    """Somebody else holds the lock, for as long as it takes to make hugepages."""
+
+
+@contextlib.contextmanager
+def lock_now(root: str) -> Iterator[None]:
+    """Hold the lock as `lock` does, but do not wait. Raises Busy, or HostError."""
+    with _locked(root, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(root: str, operation: int) -> Iterator[None]:
     try:
         os.makedirs(f"{root}{RUN}/claims", 0o755, exist_ok=True)
         descriptor = os.open(f"{root}{RUN}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise HostError(f"{root}{RUN}: cannot lock the claims: {error.strerror}") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, operation)
+        except BlockingIOError:
+            raise Busy("somebody else is at the claims") from None
         yield
     finally:
         os.close(descriptor)
 
 
 def names(root: str) -> list[str]:
-    """The guests that have a claim, sorted."""
+    """The guests that have a claim, sorted. Raises HostError when the directory cannot be read."""
     try:
         found = os.listdir(f"{root}{RUN}/claims")
     except FileNotFoundError:
         return []
-    return sorted(name.removesuffix(".env") for name in found if name.endswith(".env"))
+    except OSError as error:
+        raise HostError(f"{root}{RUN}/claims: cannot read: {error.strerror}") from None
+    guests = (name.removesuffix(".env") for name in found if name.endswith(".env"))
+    return sorted(filter(is_name, guests))
 
 
 def read_all(root: str) -> dict[str, Claim]:
@@ -61,7 +85,12 @@ def read(root: str, guest: str) -> Claim | None:
         text = files.read(file)
     except FileNotFoundError:
         return None
-    return claim_text.parse(text, file)
+    except OSError as error:
+        raise HostError(f"{file}: cannot read: {error.strerror}") from None
+    claim = claim_text.parse(text, file)
+    if claim.guest != guest:
+        raise HostError(f"{file} is a claim of another guest", claim_text.NOBODY_ELSE)
+    return claim
 
 
 def write(root: str, claim: Claim) -> None:

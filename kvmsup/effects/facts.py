@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from kvmsup.effects import cgroup, claims, configs, hugepages, kvmfacts, sysfs
+from kvmsup.effects import cgroup, claims, configs, hugepages, kvmfacts, proc, sysfs
 from kvmsup.effects.kvmfacts import listed, text
 from kvmsup.errors import HostError, KvmsupError
 from kvmsup.model import config
@@ -17,10 +17,6 @@ from kvmsup.model.claim import Claim
 from kvmsup.model.hostfacts import Cpus, Facts, Memory, Pool, Programs, Stray, System
 from kvmsup.model.topology import Topology
 from kvmsup.plan.qemu import BINARY
-
-# include/linux/sched.h
-_PF_KTHREAD = 0x00200000
-_PF_NO_SETAFFINITY = 0x04000000
 
 Value = TypeVar("Value")
 
@@ -83,22 +79,13 @@ def _strays(root: str, topology: Topology | None) -> tuple[Stray, ...] | None:
 def _last_ran_on(root: str, cpus: frozenset[int]) -> Iterator[Stray]:
     for pid in filter(str.isdecimal, listed(f"{root}/proc") or ()):
         for tid in filter(str.isdecimal, listed(f"{root}/proc/{pid}/task") or ()):
-            stray = _thread(int(tid), text(f"{root}/proc/{pid}/task/{tid}/stat") or "")
-            if stray and stray.cpu in cpus:
-                yield stray
+            found = proc.stat(f"{root}/proc/{pid}/task/{tid}")
+            if found and found.last_cpu in cpus and not found.bound and not _works_for_guest(found):
+                yield Stray(int(tid), found.name, found.last_cpu)
 
 
-def _thread(tid: int, told: str) -> Stray | None:
-    """Fields 2, 9 and 39 of stat (proc(5)); None for a thread that has ended or that the kernel has bound."""
-    head, _, tail = told.rpartition(")")
-    words = tail.split()
-    try:
-        flags, cpu = int(words[6]), int(words[36])
-    except (IndexError, ValueError):
-        return None
-    name = head.partition("(")[2]
-    works_for_guest = flags & _PF_KTHREAD and name.startswith(("kvm-", "vhost-"))
-    return None if flags & _PF_NO_SETAFFINITY or works_for_guest else Stray(tid, name, cpu)
+def _works_for_guest(thread: proc.Stat) -> bool:
+    return thread.kernel and thread.name.startswith(("kvm-", "vhost-"))
 
 
 def _is_guests(root: str, stray: Stray) -> bool:

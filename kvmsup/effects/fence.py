@@ -10,34 +10,36 @@ import os
 from collections.abc import Collection
 
 from kvmsup import cpulist
-from kvmsup.effects import files, kernel, systemctl
+from kvmsup.effects import files, kernel, sysfs, systemctl
 from kvmsup.model.claim import Claim
 
 SHARED, DEDICATED = "kvm-shared.slice", "kvm-dedicated.slice"
 
 
-def settle(root: str, online: frozenset[int], claims: Collection[Claim]) -> None:
+def settle(root: str, claims: Collection[Claim]) -> None:
     """Bring the fence to what `claims` ask for; nothing is done where it is so already. Raises HostError."""
-    wanted = _wanted(online, claims)
+    # Offline ones too: they may come back.
+    every = sysfs.present(root)
+    wanted = _wanted(every, claims)
     for unit in (SHARED, DEDICATED):
         now = _kept(root, unit)
         if unit in wanted and now != wanted[unit]:
             systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(wanted[unit])}")
         elif unit not in wanted and now is not None:
             # Clearing the property would leave the old mask in place, so the full one goes first.
-            systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(online)}")
+            systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(every)}")
             _forget(root, unit)
 
 
-def _wanted(online: frozenset[int], claims: Collection[Claim]) -> dict[str, frozenset[int]]:
+def _wanted(every: frozenset[int], claims: Collection[Claim]) -> dict[str, frozenset[int]]:
     """CPUs by slice: a fence where there are guests on both sides of it.
 
     Before Linux 6.2 enabling the cpuset controller wipes every affinity below (da019032819a). There both slices get
     a mask with the first guest, so that the controller is enabled before anything is pinned.
     """
-    left = online - frozenset().union(*(claim.own_cpus for claim in claims))
+    left = every - frozenset().union(*(claim.own_cpus for claim in claims))
     if claims and kernel.version() < (6, 2):
-        return {SHARED: left, DEDICATED: online}
+        return {SHARED: left, DEDICATED: every}
     return {SHARED: left} if len({claim.dedicated for claim in claims}) == 2 else {}
 
 

@@ -15,6 +15,11 @@ def read(path: str) -> str:
         return file.read().rstrip("\n")
 
 
+def printable(text: str) -> str:
+    """`text` on one line, with ? for what a terminal could take for an order: others chose it."""
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
 def read_bytes(path: str, most: int) -> bytes:
     """Up to `most` bytes of `path`, without waiting: what is there may be a FIFO or a device. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
-from kvmsup.effects import files
-
-# Fields of /proc/PID/stat behind the comm (proc(5)): 3 is the first of them.
-_FLAGS, _LAST_CPU = 9 - 3, 39 - 3
-_PF_KTHREAD = 0x00200000  # include/linux/sched.h
+from kvmsup.effects import files, proc
 
 
 class Foreign(NamedTuple):
     """A thread that is not the guest's and whose last CPU is one of the guest's.
 
-    `bound`: a kernel thread that belongs to this CPU and cannot be moved; `group` is its control group, "/" for the
-    kernel's own.
+    `bound`: a kernel thread that cannot be moved, as those that belong to one CPU. `group` is its control group, "/"
+    for the kernel's own.
     """
 
     tid: int
@@ -49,18 +46,11 @@ def _of(root: str, pid: int, cpus: frozenset[int], since: float) -> Iterator[For
         return
     for tid in tids:
         directory = f"{root}/proc/{pid}/task/{tid}"
-        try:
-            head, _, tail = files.read(f"{directory}/stat").rpartition(")")
-            fields = tail.split()
-            cpu = int(fields[_LAST_CPU])
-            if cpu not in cpus or _last_ran(directory) < since:
-                continue
-            kernel = bool(int(fields[_FLAGS]) & _PF_KTHREAD)
-            group = files.read(f"{root}/proc/{pid}/cgroup").rpartition("::")[2]
-            bound = kernel and len(os.sched_getaffinity(int(tid))) == 1
-        except (OSError, ValueError, IndexError):
-            continue  # it has ended
-        yield Foreign(int(tid), head.partition("(")[2], cpu, kernel, bound, group)
+        found = proc.stat(directory)
+        if found and found.last_cpu in cpus and _last_ran(directory) >= since:
+            with contextlib.suppress(OSError):  # it has ended
+                group = files.read(f"{root}/proc/{pid}/cgroup").rpartition("::")[2]
+                yield Foreign(int(tid), found.name, found.last_cpu, found.kernel, found.bound, group)
 
 
 def _last_ran(directory: str) -> float:

@@ -41,6 +41,8 @@ def pool(root: str, node: int, page_size: int) -> Pool:
     except FileNotFoundError:
         what = f"node {node} has no pool of {sizes.render(page_size)} pages"
         raise HostError(what, "grep . /sys/kernel/mm/hugepages/*/nr_hugepages shows the sizes there are") from None
+    except OSError as error:
+        raise HostError(f"{directory}: cannot read: {error.strerror}") from None
     except ValueError:
         raise HostError(f"{directory}: the kernel's counts of pages are not numbers") from None
     return Pool(total, free, surplus)

@@ -34,7 +34,7 @@ def tell(root: str, guest: str, priority: int, text: str) -> None:
 
 
 def _send(root: str, fields: dict[str, str]) -> bool:
-    message = b"".join(_field(name, value.encode()) for name, value in fields.items())
+    message = b"".join(_field(name, value.encode(errors="backslashreplace")) for name, value in fields.items())
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
             sender.sendto(message, f"{root}/run/systemd/journal/socket")

@@ -21,7 +21,10 @@ def version() -> tuple[int, ...]:
 
 def check_core_scheduling() -> None:
     """Raises HostError when the kernel cannot keep a core to the threads of one cookie."""
-    core_cookie(0)
+    try:
+        core_cookie(0)
+    except HostError as error:
+        raise HostError(f"placement.core-scheduling: {error.what}", "leave it out") from None
 
 
 def core_cookie(tid: int) -> int:
@@ -54,5 +57,4 @@ def _prctl(command: int, pid: int, scope: int, address: Any) -> None:
         errno.EINVAL: "this kernel has no core scheduling (CONFIG_SCHED_CORE)",
         errno.ENODEV: "this host has no SMT, or it is off",
     }
-    told = reasons.get(number, os.strerror(number))
-    raise HostError(f"placement.core-scheduling: {told}", "leave it out")
+    raise HostError(reasons.get(number, f"core scheduling: {os.strerror(number)}"))

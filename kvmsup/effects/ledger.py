@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kvmsup import sizes
-from kvmsup.effects import claims, fence, hugepages, sysfs, systemctl
+from kvmsup.effects import claims, fence, hugepages, systemctl
 from kvmsup.model.claim import Claim
 from kvmsup.steps import step
 
@@ -75,7 +75,7 @@ def release(root: str, claim: Claim, others: list[Claim]) -> list[str]:
     step("release.pages")
     left = hugepages.give_back(root, claim, others)
     step("release.fence")
-    fence.settle(root, sysfs.online(root), others)
+    fence.settle(root, others)
     # Last, so that whoever finds the claim does all of this again.
     step("release.claim")
     claims.remove(root, claim.guest)

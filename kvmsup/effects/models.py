@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import IO, Any
 
-from kvmsup.effects import qmp
+from kvmsup.effects import files, qmp
 from kvmsup.errors import HostError, QmpError
 from kvmsup.model.guest import Guest
 from kvmsup.model.table import Problem
@@ -99,7 +99,12 @@ def vcpu(monitor: qmp.Conversation) -> Given:
     if not isinstance(missing, list):
         raise QmpError("QEMU's list of a vCPU's features is not as its schema says")
     kind = str(ask("type")).removesuffix("-x86_64-cpu")
-    return Given(kind, tuple(dict.fromkeys(map(str, missing))), str(ask("vendor")), ask("topoext") is True)
+    return Given(
+        kind,
+        tuple(dict.fromkeys(files.printable(str(one)) for one in missing)),
+        str(ask("vendor")),
+        ask("topoext") is True,
+    )
 
 
 def problems(guest: Guest) -> list[Problem]:

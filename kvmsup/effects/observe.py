@@ -19,6 +19,7 @@ from kvmsup.effects import (
     models,
     numa_maps,
     pin,
+    proc,
     qmp,
     systemctl,
 )
@@ -128,7 +129,7 @@ def _thread(root: str, tid: int, duty: Duty, fenced: frozenset[int] | None) -> T
         actual=_allowed(root, tid),
         wanted_scheduler=duty.scheduler,
         scheduler=pin.scheduled(tid) or "",
-        last=_last_cpu(root, tid),
+        last=found.last_cpu if (found := proc.stat(f"{root}/proc/{tid}")) else -1,
     )
 
 
@@ -176,14 +177,6 @@ def _allowed(root: str, tid: int) -> frozenset[int]:
     except OSError:
         pass
     return frozenset()
-
-
-def _last_cpu(root: str, tid: int) -> int:
-    """Field 39 of /proc/TID/stat (proc(5)), counted behind the comm, which may itself have spaces; -1 if gone."""
-    try:
-        return int(files.read(f"{root}/proc/{tid}/stat").rpartition(")")[2].split()[36])
-    except (OSError, IndexError, ValueError):
-        return -1
 
 
 def intruders(root: str, seen: Seen) -> list[Foreign]:

@@ -14,6 +14,7 @@ import struct
 import time
 from typing import Any, Self
 
+from kvmsup.effects import files
 from kvmsup.errors import QmpError
 
 # query-cpus-fast of 4096 vCPUs is about 1 MB.
@@ -187,7 +188,7 @@ class Monitor(Conversation):
 
 def _description(error: object) -> str:
     described = error.get("desc") if isinstance(error, dict) else None
-    return str(described or error)[:500]
+    return files.printable(str(described or error)[:500])
 
 
 def vcpu_threads(monitor: Conversation) -> dict[int, int]:

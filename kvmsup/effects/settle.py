@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from kvmsup import cpulist
 from kvmsup.effects import claims, fence, pin, sysfs, threads
+from kvmsup.errors import HostError
 from kvmsup.plan import duties
 from kvmsup.plan.duties import Duty
 from kvmsup.plan.qemu import socket
@@ -17,7 +18,8 @@ _QMP_SECONDS = 2.0
 def guest(root: str, name: str, pid: int) -> Iterator[str]:
     """Look at every thread of guest `name`, whose QEMU is `pid`, and move those that are elsewhere; says which were.
 
-    A worker that was born on the wrong CPUs is moved without a word. Raises KvmsupError.
+    A worker that was born on the wrong CPUs is moved without a word. What hinders one thread hinders no other. Raises
+    KvmsupError where QEMU cannot be asked.
     """
     claim = claims.read(root, name)
     if claim is None or not claim.held:
@@ -26,7 +28,11 @@ def guest(root: str, name: str, pid: int) -> Iterator[str]:
     online, fenced = sysfs.online(root), fence.current(root)
     for tid, duty in threads.of_guest(root, pid, claim, named).items():
         possible = duties.now(duty, claim, online, fenced)
-        moved = restore(root, tid, possible)
+        try:
+            moved = restore(root, tid, possible)
+        except HostError as error:
+            yield f"{duty.role} is not where it should be: {error}"
+            continue
         if not duty.cpus & online:
             gone = f"CPU {cpulist.render(duty.cpus)} is offline"
             hint = f"echo 1 > /sys/devices/system/cpu/cpu{min(duty.cpus)}/online"
@@ -41,6 +47,10 @@ def restore(root: str, tid: int, duty: Duty) -> str:
     actual = pin.allowed(tid)
     if actual not in (duty.cpus, None):
         pin.pin(tid, duty.cpus)
+        if (held := pin.allowed(tid)) not in (duty.cpus, None):
+            # The kernel drops without a word what the cpuset of its control group does not have.
+            told = f"thread {tid} may run on CPU {cpulist.render(held or ())}"
+            raise HostError(f"{told} after it was pinned to {cpulist.render(duty.cpus)}")
         found.append(f"was allowed on CPU {cpulist.render(actual or ())}, is back on {cpulist.render(duty.cpus)}")
     scheduler = pin.scheduled(tid)
     if duty.scheduler and scheduler not in (duty.scheduler, None):

@@ -29,6 +29,11 @@ def nodes(root: str) -> frozenset[int]:
     return _optional(f"{root}/sys/devices/system/node/online") or frozenset((0,))
 
 
+def present(root: str) -> frozenset[int]:
+    """The CPUs that there are, online or not. Raises HostError."""
+    return _numbers(f"{root}/sys/devices/system/cpu/present")
+
+
 def topology(root: str) -> Topology:
     """The topology below `root`. Raises HostError when the kernel's files are not what its documentation says."""
     cpu = f"{root}/sys/devices/system/cpu"
@@ -36,7 +41,7 @@ def topology(root: str) -> Topology:
     there = nodes(root)
     return Topology(
         cpus=_cpus(root, up, there),
-        present=_numbers(f"{cpu}/present"),
+        present=present(root),
         isolated=_optional(f"{cpu}/isolated"),
         nohz_full=_optional(f"{cpu}/nohz_full"),
         nodes=there,

@@ -8,7 +8,7 @@ import time
 from collections.abc import Collection
 
 from kvmsup import cpulist
-from kvmsup.effects import files, pin, qmp
+from kvmsup.effects import files, pin, proc, qmp
 from kvmsup.errors import HostError, QmpError
 from kvmsup.model.claim import Claim
 from kvmsup.plan import duties
@@ -24,9 +24,9 @@ def of_process(root: str, pid: int) -> list[int]:
 
 
 def name(root: str, tid: int) -> str:
-    """The thread's comm, "" when it is gone. Names are for people: QEMU's are cut at 15 characters."""
+    """The thread's comm, "" when it is gone. It is for people: any thread may change its own, to any 15 bytes."""
     try:
-        return files.read(f"{root}/proc/{tid}/comm")
+        return files.printable(files.read(f"{root}/proc/{tid}/comm"))
     except OSError:
         return ""
 
@@ -41,10 +41,16 @@ def of_kernel(root: str, pid: int) -> list[int]:
     there = [int(entry) for entry in os.listdir(f"{root}/proc") if entry.isdigit()]
     # They are born after QEMU and so have higher pids, unless the numbers have wrapped.
     for some in ([tid for tid in there if tid > pid], [tid for tid in there if tid < pid]):
-        found = [tid for tid in some if name(root, tid) in wanted]
+        found = [tid for tid in some if name(root, tid) in wanted and _is_kernels(root, tid)]
         if found:
             return found
     return []
+
+
+def _is_kernels(root: str, tid: int) -> bool:
+    """Whether `tid` is the kernel's own: anybody may call a process of theirs kvm-pit/1."""
+    found = proc.stat(f"{root}/proc/{tid}")
+    return found is not None and found.kernel
 
 
 def named_by_qemu(monitor: qmp.Conversation, claim: Claim) -> Named:
@@ -70,8 +76,16 @@ def ask(path: str, pid: int, claim: Claim, seconds: float) -> Named:
 
 
 def of_guest(root: str, pid: int, claim: Claim, named: Named) -> dict[int, Duty]:
-    """The duty of every thread that works for the guest of `claim`. Raises HostError when QEMU is gone."""
-    return duties.duties(claim, named, [*of_process(root, pid), *of_kernel(root, pid)])
+    """The duty of every thread that works for the guest of `claim`.
+
+    Raises HostError when QEMU is gone, and QmpError when one of `named` is not its own: a QEMU that was taken over by
+    its guest must not have root move somebody else's thread.
+    """
+    own = of_process(root, pid)
+    foreign = {*named.vcpu.values(), *named.iothread.values()}.difference(own)
+    if foreign:
+        raise QmpError(f"QEMU named threads that it does not have: {cpulist.render(foreign)}")
+    return duties.duties(claim, named, [*own, *of_kernel(root, pid)])
 
 
 def gather(root: str, pid: int, known: Collection[int], cpus: frozenset[int]) -> dict[int, frozenset[int]]:

@@ -24,6 +24,9 @@ class CpuEvents:
     def dispatch(self) -> list[str]:
         """What has arrived, such as "cpu3 offline"."""
         found = []
-        while (device := self._monitor.poll(timeout=0)) is not None:
-            found.append(f"{device.sys_name} {device.action}")
+        try:
+            while (device := self._monitor.poll(timeout=0)) is not None:
+                found.append(f"{device.sys_name} {device.action}")
+        except OSError:  # ENOBUFS: more came than the socket holds
+            found.append("events that were lost")
         return found

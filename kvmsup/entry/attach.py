@@ -15,7 +15,7 @@ from kvmsup.effects import journal, kernel, pin, qmp, threads
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
 from kvmsup.model.claim import Claim
-from kvmsup.plan.duties import Duty, Named
+from kvmsup.plan.duties import Duty
 from kvmsup.plan.qemu import socket
 from kvmsup.steps import step
 
@@ -52,7 +52,7 @@ def run(name: str, pid: int, claim: Claim, root: str) -> None:
         step("attach.negotiate")
         monitor.negotiate()
         step("attach.threads")
-        wanted = _wanted(root, pid, claim, threads.named_by_qemu(monitor, claim))
+        wanted = threads.of_guest(root, pid, claim, threads.named_by_qemu(monitor, claim))
         step("attach.pin")
         _pin(pid, claim, wanted)
         step("attach.verify")
@@ -73,14 +73,6 @@ def _power_down(monitor: qmp.Monitor) -> None:
         monitor.execute("system_powerdown")
     except QmpError:
         pass
-
-
-def _wanted(root: str, pid: int, claim: Claim, named: Named) -> dict[int, Duty]:
-    wanted = threads.of_guest(root, pid, claim, named)
-    missing = {*named.vcpu.values(), *named.iothread.values()} - set(threads.of_process(root, pid))
-    if missing:
-        raise QmpError(f"QEMU named threads that it does not have: {cpulist.render(missing)}")
-    return wanted
 
 
 def _pin(pid: int, claim: Claim, wanted: dict[int, Duty]) -> None:

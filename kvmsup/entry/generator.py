@@ -75,7 +75,7 @@ def tell(error: KvmsupError, root: str) -> None:
     lines = [str(one).splitlines()[0] for one in found if one.severity == "error"] or str(error).splitlines()
     for line in lines:
         # Anything in a file may end up in a message; a line of the kernel's log is printable and bounded.
-        printable = "".join(char if char.isprintable() else "?" for char in line)[:800]
+        printable = files.printable(line)[:800]
         try:
             files.write_attribute(f"{root}/dev/kmsg", f"<3>kvmsup-generator[{os.getpid()}]: {printable}\n")
         except HostError:

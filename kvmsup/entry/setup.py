@@ -151,7 +151,7 @@ def _take(request: Request, root: str) -> None:
     known = claims.read_all(root)
     standing = ledger.sweep(root, known, keep=name)
     mine = standing.pop(name, None)
-    if mine and mine.held and mine.loaded == request.loaded and mine.own_cpus <= request.topology.online:
+    if mine and mine.held and mine.loaded == request.loaded and _there(mine, request.topology):
         # A restart: what this guest holds is what it would ask for.
         return
     others = list(standing.values())
@@ -161,6 +161,13 @@ def _take(request: Request, root: str) -> None:
     if mine:
         ledger.release(root, mine, others)
     _reserve(root, placing.claim(request.guest, placement, request.loaded), others)
+
+
+def _there(claim: Claim, topology: Topology) -> bool:
+    """Whether what is claimed can still be had: all CPUs of a dedicated guest, one for each thread of a shared one."""
+    if claim.dedicated:
+        return claim.own_cpus.union(claim.emulator, *claim.iothread.values()) <= topology.online
+    return all(cpus & topology.online for cpus in (*claim.vcpu, claim.emulator, *claim.iothread.values()))
 
 
 def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:
@@ -179,7 +186,7 @@ def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:
     for node, count in grow.items():
         _grow(root, claim, node, count, others)
     step("setup.fence")
-    fence.settle(root, sysfs.online(root), [*others, claim])
+    fence.settle(root, [*others, claim])
     step("setup.hold")
     claims.write(root, claim._replace(grown=grow, held=True))
 

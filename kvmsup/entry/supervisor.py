@@ -6,6 +6,7 @@ What it does is in kvmsup.entry.resident. It keeps no state that cannot be had a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -56,7 +57,8 @@ class Supervisor:
         signals = _signal_pipe()
         bus = systemd.Signals(self.job_finished, self.shaken)
         cpus = udev.CpuEvents()
-        with claims.lock(self.root):
+        # Whoever holds the lock now has swept, or will.
+        with contextlib.suppress(claims.Busy), claims.lock_now(self.root):
             ledger.sweep(self.root, claims.read_all(self.root))
         self.take_turns()
         systemd.notify(ready=1)
@@ -102,6 +104,8 @@ class Supervisor:
             if when is not None and when <= time.monotonic():
                 try:
                     task.act()
+                except claims.Busy:
+                    pass  # it has set a time to try again
                 except KvmsupError as error:
                     journal.say(journal.WARNING, str(error))
 

@@ -18,6 +18,7 @@ from kvmsup.errors import HostError
 
 PREFIX = "KVMSUP_"
 _AFFINITY = "cpu-affinity="
+NOBODY_ELSE = "kvmsup writes it; nobody else should"
 
 
 class Claim(NamedTuple):
@@ -95,7 +96,7 @@ def parse(text: str, file: str) -> Claim:
 def from_environment(variables: Mapping[str, str], source: str) -> Claim:
     """The claim that systemd put into the environment of kvm@'s commands. Raises HostError when there is none."""
     try:
-        return Claim(
+        claim = Claim(
             guest=variables["KVMSUP_GUEST"],
             held=variables["KVMSUP_STATE"] == "held",
             dedicated=variables["KVMSUP_PLACEMENT"] == "dedicated",
@@ -120,7 +121,10 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             balloon_auto=variables.get("KVMSUP_BALLOON_AUTO", "no") == "yes",
         )
     except (KeyError, ValueError) as error:
-        raise HostError(f"{source} is not a claim: {error!r}", "kvmsup writes it; nobody else should") from None
+        raise HostError(f"{source} is not a claim: {error!r}", NOBODY_ELSE) from None
+    if not (0 < claim.vcpus <= len(claim.vcpu) and claim.emulator):
+        raise HostError(f"{source} is not a claim: it has no CPU for some of its threads", NOBODY_ELSE)
+    return claim
 
 
 def _several(numbers: frozenset[int], key: str) -> str:

@@ -54,8 +54,8 @@ def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim],
     cpus = frozenset().union(*vcpu)
     idle = _idle(guest, scene, cpus, why)
     _check_nobody_is_stranded(guest, scene, cpus | idle)
-    emulator = _emulator(guest, scene, cpus, why)
-    iothread = {one.name: _iothread(guest, one, scene, cpus, emulator) for one in guest.iothreads}
+    emulator = _emulator(guest, scene, cpus, idle, why)
+    iothread = {one.name: _iothread(guest, one, scene, cpus, idle, emulator) for one in guest.iothreads}
     nodes = frozenset(host_nodes) or _memory_nodes(guest, scene, cpus, why)
     for number, node in enumerate(host_nodes):
         why.append(f"guest node {number} on node {node}")
@@ -171,6 +171,18 @@ def _dedicated(guest: Guest, scene: Scene, why: list[str]) -> Chosen:
     allowed = topology.cpus_of(guest.placement.nodes or topology.nodes) - scene.housekeeping
     refusals.check_siblings(demand, topology, allowed)
     free = allowed.difference(scene.holders, scene.kept)
+    # The CPUs that were chosen for QEMU's own threads are vCPUs' only where there are no others.
+    others = free.difference(guest.placement.emulator or (), *(one.cpus or () for one in guest.iothreads))
+    try:
+        return _packed(guest, scene, demand, others, why)
+    except Refusal:
+        if others == free:
+            raise
+        return _packed(guest, scene, demand, free, why)
+
+
+def _packed(guest: Guest, scene: Scene, demand: packing.Demand, free: frozenset[int], why: list[str]) -> Chosen:
+    topology = scene.topology
     cores = packing.cores(topology, free, demand)
     if guest.cells:
         found, nodes = cells.dedicated(guest, scene, free)
@@ -221,16 +233,19 @@ def _check_nobody_is_stranded(guest: Guest, scene: Scene, cpus: frozenset[int]) 
         raise Taken(what, "choose other CPUs, or stop that guest", stranded)
 
 
-def _emulator(guest: Guest, scene: Scene, cpus: frozenset[int], why: list[str]) -> frozenset[int]:
+def _emulator(
+    guest: Guest, scene: Scene, cpus: frozenset[int], idle: frozenset[int], why: list[str]
+) -> frozenset[int]:
     """Housekeeping CPUs, of the guest's own nodes where there are such: never one that somebody owns."""
     wished = guest.placement.emulator
     topology = scene.topology
     if wished is not None:
         refusals.check_free("placement.emulator", wished, scene.holders)
         refusals.check_real_time(guest, "placement.emulator", cpus & wished)
+        refusals.check_idle("placement.emulator", idle & wished)
         return wished
-    free = scene.housekeeping.difference(scene.holders, cpus if guest.placement.dedicated else ())
-    free = free or topology.online.difference(scene.holders, cpus if guest.placement.dedicated else ())
+    taken = {*scene.holders, *(cpus | idle if guest.placement.dedicated else ())}
+    free = scene.housekeeping - taken or topology.online - taken
     if not free:
         raise refusals.nothing_for_emulator(scene.holders)
     near = free & topology.cpus_of(topology.nodes_of(cpus))
@@ -244,7 +259,12 @@ def _emulator(guest: Guest, scene: Scene, cpus: frozenset[int], why: list[str]) 
 
 
 def _iothread(
-    guest: Guest, thread: IoThread, scene: Scene, cpus: frozenset[int], emulator: frozenset[int]
+    guest: Guest,
+    thread: IoThread,
+    scene: Scene,
+    cpus: frozenset[int],
+    idle: frozenset[int],
+    emulator: frozenset[int],
 ) -> frozenset[int]:
     """Where an iothread runs: as chosen, or with the emulator."""
     if thread.cpus is None:
@@ -252,6 +272,7 @@ def _iothread(
     asked = f"iothread.{thread.name}.cpus"
     refusals.check_free(asked, thread.cpus, scene.holders)
     refusals.check_real_time(guest, asked, cpus & thread.cpus)
+    refusals.check_idle(asked, idle & thread.cpus)
     return thread.cpus
 
 

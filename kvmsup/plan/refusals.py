@@ -53,6 +53,13 @@ def check_real_time(guest: Guest, asked: str, both: frozenset[int]) -> None:
         raise Refusal(what, "choose other CPUs for it, or leave placement.scheduler out")
 
 
+def check_idle(asked: str, both: frozenset[int]) -> None:
+    """Raises Refusal, beginning with `asked`, when `both`, CPUs that it names and siblings kept idle, is not empty."""
+    if both:
+        what = f'{asked}: CPU {cpulist.render(both)} stays idle, as smt = "isolate" has it'
+        raise Refusal(what, "choose other CPUs for it, or leave placement.smt out")
+
+
 def check_siblings(demand: packing.Demand, topology: Topology, allowed: frozenset[int]) -> None:
     """Raises Refusal when no core of the host, however free, could ever give what `demand` asks of one."""
     widest = max((len(topology.siblings(cpu) & allowed) for cpu in allowed), default=0)

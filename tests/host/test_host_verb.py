@@ -21,7 +21,7 @@ KSM = "/sys/kernel/mm/ksm/run"
 THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 NX = "/sys/module/kvm/parameters/nx_huge_pages"
 # Events of one device are handled in their order: when this one is through, so is the one that made the device.
-SETTLED = "udevadm trigger --settle /sys/class/misc/kvm"
+SETTLED = "udevadm trigger --settle /sys/class/misc/kvm && udevadm settle"
 ANEW = f"modprobe -r kvm_amd && modprobe kvm_amd && {SETTLED}"
 BAD_RULE = 'KERNEL=="kvm", GROUP="root", MODE="0600"'
 

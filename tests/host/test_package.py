@@ -48,7 +48,8 @@ def test_an_edit_is_picked_up(host: Host) -> None:
 
 def test_completion(host: Host) -> None:
     host.run("touch /etc/kvmsup/web.toml /etc/kvmsup/db.toml")
-    assert completed(host, "kvmsup", "") == {"check", "console", "list", "status"}
+    verbs = {"check", "console", "cpu-models", "host", "list", "plan", "status", "topology", "verify"}
+    assert completed(host, "kvmsup", "") == verbs
     assert completed(host, "kvmsup", "status", "w") == {"web"}
     assert completed(host, "kvmsup", "check", "--r") == {"--root"}
     host.run("rm /etc/kvmsup/web.toml /etc/kvmsup/db.toml")

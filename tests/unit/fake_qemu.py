@@ -267,6 +267,9 @@ BEHAVIOURS: dict[str, Callable[[Qemu], object]] = {
     "events-flood": flood(b'{"event": "RTC_CHANGE"}\n' * 100),
     "never-reads": never_reads,
     "refuse-cpus": refuse("query-cpus-fast"),
+    "refuse-with-orders": lambda qemu: qemu.serve(
+        lambda command: {"error": {"desc": "no\ud800\x1b[2J\n"}} if command == "query-cpus-fast" else None
+    ),
     "refuse-cont": refuse("cont"),
     "refuse-powerdown": refuse("system_powerdown"),
     "ignore-powerdown": stubborn("system_powerdown"),

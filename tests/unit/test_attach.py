@@ -71,6 +71,7 @@ def test_a_shared_guest_may_have_less_than_its_claim_but_not_more(monkeypatch: p
         ("endless-line", "QEMU sent a message of over 8 MiB"),
         ("events-flood", "QEMU sent over 10000 events instead of an answer"),
         ("refuse-cpus", "QEMU refused query-cpus-fast: query-cpus-fast is not for you"),
+        ("refuse-with-orders", "QEMU refused query-cpus-fast: no??[2J?"),
         ("refuse-cont", "QEMU refused cont: cont is not for you"),
         ("vcpu-missing", "QEMU has vCPUs 1, 2 were asked for"),
         ("vcpu-too-many", "QEMU has vCPUs 0-2, 2 were asked for"),

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from kvmsup import cpulist
-from kvmsup.effects import foreign, pin, threads
+from kvmsup.effects import claims, foreign, pin, settle, threads
 from kvmsup.effects.settle import restore
-from kvmsup.errors import HostError
+from kvmsup.errors import HostError, QmpError
 from kvmsup.plan.duties import ORDINARY, Duty, Named, duties, now
+from tests.unit import fake_qemu, trees
 from tests.unit.hosts import claim
 
 HELD = claim("web", ["2", "3"], emulator="0-1", scheduler="fifo:5")._replace(iothread={"io": frozenset((1,))})
@@ -52,6 +54,39 @@ def test_what_can_be_had(
     assert (cpulist.render(found.cpus), found.scheduler) == expected
 
 
+@pytest.mark.parametrize("tid", [0, 1, -3, 1 << 70])
+def test_a_thread_of_somebody_else_is_nobodys_duty(tid: int) -> None:
+    """root would pin it, and give it a real-time policy."""
+    for named in (Named({0: tid}, {}), Named({0: os.getpid()}, {"io": tid})):
+        with pytest.raises(QmpError, match=f"^QEMU named threads that it does not have: {tid}$"):
+            threads.of_guest("", os.getpid(), HELD, named)
+
+
+def test_a_name_gives_a_terminal_no_orders() -> None:
+    """Nor the journal bytes that are no text."""
+    rename = "open('/proc/self/comm', 'wb').write(b'\\xff\\x1b[2J\\nx'); input()"
+    with subprocess.Popen([sys.executable, "-c", rename], stdin=subprocess.PIPE) as strange:
+        try:
+            deadline = time.monotonic() + 10
+            while threads.name("", strange.pid) != "??[2J?x":
+                assert time.monotonic() < deadline
+        finally:
+            strange.kill()
+
+
+def test_a_process_with_a_kernel_threads_name_is_not_one() -> None:
+    me = os.getpid()
+    rename = f"open('/proc/self/comm', 'w').write('vhost-{me}'); input()"
+    with subprocess.Popen([sys.executable, "-c", rename], stdin=subprocess.PIPE) as impostor:
+        try:
+            deadline = time.monotonic() + 10
+            while threads.name("", impostor.pid) != f"vhost-{me}":
+                assert time.monotonic() < deadline
+            assert threads.of_kernel("", me) == []
+        finally:
+            impostor.kill()
+
+
 CPUS = sorted(os.sched_getaffinity(0))
 
 
@@ -59,6 +94,8 @@ CPUS = sorted(os.sched_getaffinity(0))
 def sleeper() -> Iterator[int]:
     process = subprocess.Popen(["sleep", "60"])
     try:
+        while threads.name("", process.pid) != "sleep":  # Popen returns a moment before exec has set it
+            pass
         yield process.pid
     finally:
         process.kill()
@@ -75,6 +112,27 @@ def test_a_moved_thread_is_put_back(sleeper: int) -> None:
     expected = f"was allowed on CPU {cpulist.render(CPUS)}, is back on {CPUS[0]}"
     assert restore("", sleeper, duty) == f"vCPU 1 (thread {sleeper}, sleep) {expected}"
     assert pin.allowed(sleeper) == frozenset(CPUS[:1])
+
+
+def test_a_thread_that_cannot_be_moved_is_told_and_keeps_no_other() -> None:
+    with fake_qemu.running("good") as fake:
+        trees.write(fake.root, "/sys/devices/system/cpu/online", "0-8191")
+        os.symlink("control.qmp", f"{os.path.dirname(fake.path)}/supervisor.qmp")
+        os.makedirs(f"{fake.root}/run/kvmsup/claims")
+        claims.write(fake.root, claim("web", ["8190", str(CPUS[-1])], emulator=str(CPUS[-1])))
+        first, *others = settle.guest(fake.root, "web", fake.pid)
+        assert first.startswith("vCPU 0 is not where it should be: thread ")
+        assert " cannot be pinned to CPU 8190: " in first
+        assert len(others) == (len(CPUS) > 1)
+        *_, vcpu_1 = threads.of_process("", fake.pid)
+        assert pin.allowed(vcpu_1) == frozenset(CPUS[-1:])
+
+
+def test_only_what_was_read_back_is_said_to_be_back(sleeper: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cpuset that has less takes the rest away without an error; here the pin is lost whole."""
+    monkeypatch.setattr(pin, "pin", lambda *_: None)
+    with pytest.raises(HostError, match=f"^thread {sleeper} may run on CPU .* after it was pinned to 8190$"):
+        restore("", sleeper, Duty("vCPU 0", frozenset((8190,)), ""))
 
 
 def test_a_real_time_policy_is_put_back_and_not_inherited(sleeper: int) -> None:

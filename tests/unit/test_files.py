@@ -4,15 +4,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmsup.effects import claims, configs, files
+from kvmsup.effects import claims, configs, files, hugepages, journal
 from kvmsup.entry import explain, generator
 from kvmsup.errors import HostError
 from kvmsup.model import claim as claim_text
@@ -217,7 +219,7 @@ OPTIONAL = {
     f"KVMSUP_{name}"
     for name in (
         "HOST_NODES", "LOADED", "IDLE_CPUS", "IOTHREAD_CPUS", "CORE_SCHEDULING", "CELLS", "CELL_0", "CELL_1", "CELL_2",
-        "FILL_0", "FILL_1", "FILL_2",
+        "FILL_0", "FILL_1", "FILL_2", "SIZE", "BALLOON", "BALLOON_AUTO",
     )
 }  # fmt: skip
 LINES = claim_text.render(FULL).splitlines()
@@ -273,3 +275,45 @@ def test_lock_without_a_place(tmp_path: Path) -> None:
     with pytest.raises(HostError) as caught, claims.lock(str(tmp_path)):
         pass
     assert str(caught.value) == f"{tmp_path}/run/kvmsup: cannot lock the claims: Not a directory"
+
+
+def test_the_journal_takes_what_is_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file's name, or what QEMU says of itself, must not end whoever tells of it."""
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1")
+    path = tmp_path / "run/systemd/journal/socket"
+    path.parent.mkdir(parents=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(path))
+        journal.tell(str(tmp_path), "web", journal.ERROR, "name \udcff")
+        assert b"name \\udcff\n" in receiver.recv(4096)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "cannot read: Is a directory"),
+        ({"vcpu": ()}, "is not a claim: it has no CPU for some of its threads"),
+        ({"emulator": frozenset()}, "is not a claim: it has no CPU for some of its threads"),
+        ({"guest": "db"}, "is a claim of another guest"),
+    ],
+)
+def test_what_stands_where_a_claim_should(tmp_path: Path, text: dict[str, Any] | None, said: str) -> None:
+    path = tmp_path / "run/kvmsup/claims/web.env"
+    path.parent.mkdir(parents=True)
+    if text is None:
+        path.mkdir()
+    else:
+        path.write_text(claim_text.render(claim("web")._replace(**text)))
+    with pytest.raises(HostError, match=f"^{path}:? {said}"):
+        claims.read_all(str(tmp_path))
+
+
+def test_files_where_a_directory_should_be(tmp_path: Path) -> None:
+    (tmp_path / "run/kvmsup").mkdir(parents=True)
+    (tmp_path / "run/kvmsup/claims").touch()
+    with pytest.raises(HostError, match="claims: cannot read: Not a directory"):
+        claims.names(str(tmp_path))
+    pool = tmp_path / "sys/devices/system/node/node0/hugepages/hugepages-2048kB"
+    (pool / "nr_hugepages").mkdir(parents=True)
+    with pytest.raises(HostError, match="hugepages-2048kB: cannot read: Is a directory"):
+        hugepages.pools(str(tmp_path), 0)

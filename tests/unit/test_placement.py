@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
@@ -124,7 +124,9 @@ def oracle(asked: Guest, keeping: Host, found: Topology, claims: Sequence[Claim]
             if not left & kept and not cpus & last:
                 last.add(min(left & emulators or left))
     free = found.cpus_of(asked.placement.nodes or found.nodes) - kept - owned(claims) - emulators - last
-    return Oracle(asked, found, free)
+    # What was chosen for its own emulator is a vCPU's only where it cannot go elsewhere.
+    apart = Oracle(asked, found, free.difference(asked.placement.emulator or ()))
+    return apart if apart.answers() else Oracle(asked, found, free)
 
 
 def check_placed(asked: Guest, placement: Placement, found: Topology, kept: Cpus, claims: list[Claim]) -> None:
@@ -133,7 +135,7 @@ def check_placed(asked: Guest, placement: Placement, found: Topology, kept: Cpus
     assert all(placement.vcpu) and placement.emulator
     assert used | placement.emulator <= found.online
     assert not (used | placement.idle | placement.emulator) & owned(claims)
-    assert not placement.idle & used
+    assert not placement.idle & (used | placement.emulator)
     if asked.placement.emulator:
         assert placement.emulator == asked.placement.emulator
     elif asked.placement.dedicated:
@@ -574,3 +576,31 @@ def test_hugepages_are_filled_on_the_guests_own_cpus_of_their_node(asked: Guest,
     placed = place(asked, HOST, TWO, [], {0: 2 << 30, 1: 2 << 30, roomy: 3 << 30})
     claimed = placing.claim(asked, placed, "")
     assert list(map(cpulist.render, claimed.fill)) == fill
+
+
+@pytest.mark.parametrize("threads", [{"emulator": "1"}, {"iothreads": {"io": "1"}}])
+def test_a_vcpu_is_not_put_where_qemus_own_threads_were_chosen(threads: dict[str, Any]) -> None:
+    beside = place(guest(2, dedicated=True, **threads), HOST, EIGHT, [], {})
+    assert cpulist.render(frozenset().union(*beside.vcpu)) == "2,6"
+    # A real-time vCPU could not even start there.
+    fifo = guest(2, dedicated=True, **threads)
+    fifo = fifo._replace(placement=fifo.placement._replace(scheduler=Scheduler("fifo", 10)))
+    assert place(fifo, HOST, EIGHT, [], {}).vcpu == beside.vcpu
+    # Where nothing else is left they share it, as they always could.
+    assert place(guest(6, dedicated=True, **threads), HOST, EIGHT, [], {})
+
+
+@pytest.mark.parametrize(
+    ("asked", "key"),
+    [({"emulator": "5"}, "placement.emulator"), ({"iothreads": {"io": "5"}}, "iothread.io.cpus")],
+)
+def test_what_stays_idle_runs_none_of_qemus_own_threads(asked: dict[str, Any], key: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        place(guest(1, dedicated=True, smt="isolate", vcpu=["1"], **asked), HOST, EIGHT, [], {})
+    assert refused.value.what == f'{key}: CPU 5 stays idle, as smt = "isolate" has it'
+    # The housekeeping CPUs have become db's: QEMU's threads go to any that are left.
+    kept = place(guest(1, dedicated=True, smt="isolate"), host("1,5"), EIGHT, [claim("db", ["1", "5"])], {})
+    assert not kept.emulator & (kept.idle | kept.vcpu[0])
+
+
+EIGHT = topology(1, 4, 2)

@@ -12,10 +12,11 @@ from kvmsup import cpulist
 from kvmsup.effects import claims, configs, hugepages, kernel, numa_maps
 from kvmsup.entry import release, setup
 from kvmsup.errors import HostError, KvmsupError, Refusal
+from kvmsup.model.claim import Claim
 from kvmsup.plan import dropin
 from kvmsup.steps import STEPS
 from tests.unit import trees
-from tests.unit.hosts import claim
+from tests.unit.hosts import claim, topology
 from tests.unit.trees import PAGE, Pools, Systemctl, pools
 from tests.unit.trees import systemctl as fake_systemctl
 
@@ -291,3 +292,18 @@ def test_main_tells(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert setup.main("web", root) == 0
     assert release.main("web", root) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("held", "offline", "there"),
+    [
+        (claim("web", ["1", "5"], emulator="0,4"), "", True),
+        (claim("web", ["1", "5"], emulator="0,4"), "5", False),
+        (claim("web", ["1", "5"], emulator="0,4"), "4", False),  # attach would read back less than the claim
+        (claim("web", ["1"], idle="5"), "5", False),
+        (claim("web", ["0-5"], dedicated=False, emulator="0,4"), "1,4", True),
+        (claim("web", ["1"], dedicated=False), "1", False),
+    ],
+)
+def test_a_claim_is_kept_while_its_cpus_are_there(held: Claim, offline: str, there: bool) -> None:
+    assert setup._there(held, topology(2, 2, 2, offline=cpulist.parse(offline))) is there

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
-from kvmsup.effects import claims, fence, journal, settle, sysfs, systemctl
+from kvmsup.effects import claims, fence, journal, settle, systemctl
 from kvmsup.errors import KvmsupError
 
 _SECOND_LOOK_SECONDS = 1.0
 # CPUs that come and go do so one by one, and the kernel moves threads before it says so.
 _CALM_SECONDS = 0.3
+# A host too busy for an answer is asked again.
+_PATIENCE_SECONDS = 10.0
 
 
 class Threads:
@@ -27,8 +30,9 @@ class Threads:
             self.when[guest] = time.monotonic() + _SECOND_LOOK_SECONDS
 
     def shaken(self, what: str, /) -> None:
+        soon = time.monotonic() + _CALM_SECONDS
         for guest in claims.names(self.root):
-            self.when[guest] = time.monotonic() + _CALM_SECONDS
+            self.when[guest] = min(self.when.get(guest, soon), soon)
             self.shaken_by[guest] = what
 
     def due(self) -> float | None:
@@ -39,19 +43,32 @@ class Threads:
         now = time.monotonic()
         units = {guest: f"kvm@{guest}.service" for guest, when in self.when.items() if when <= now}
         for guest in units:
+            # Once more if anything fails from here on; what succeeds strikes it out.
+            self.when[guest] = now + _PATIENCE_SECONDS
+        with claims.lock_now(self.root):
+            fence.settle(self.root, list(claims.read_all(self.root).values()))
+        running = _running(units)
+        for guest in units:
             del self.when[guest]
-        with claims.lock(self.root):
-            fence.settle(self.root, sysfs.online(self.root), list(claims.read_all(self.root).values()))
-        shown = systemctl.show(list(units.values()), ("ActiveState", "MainPID"))
-        for guest, unit in units.items():
             why = self.shaken_by.pop(guest, "")
-            # One that is only starting is attach's, and will be looked at when it has; one that stops need not be.
-            if shown[unit]["ActiveState"] == "active":
-                self._settle(guest, int(shown[unit]["MainPID"]), why)
+            if guest in running:
+                self._settle(guest, running[guest], why)
 
     def _settle(self, guest: str, pid: int, why: str) -> None:
         try:
             for told in settle.guest(self.root, guest, pid):
                 journal.tell(self.root, guest, journal.WARNING, f"after {why}: {told}" if why else told)
         except KvmsupError as error:
-            journal.tell(self.root, guest, journal.WARNING, f"its threads could not be looked at: {error}")
+            if guest in _running({guest: f"kvm@{guest}.service"}):  # and has not ended meanwhile
+                journal.tell(self.root, guest, journal.WARNING, f"its threads could not be looked at: {error}")
+
+
+def _running(units: Mapping[str, str]) -> dict[str, int]:
+    """QEMU's pid by guest, of those of `units` that run.
+
+    One that is only starting is attach's, and will be looked at when it has; one that stops need not be.
+    """
+    shown = systemctl.show(list(units.values()), ("ActiveState", "MainPID"))
+    found = {guest: shown.get(unit, {}) for guest, unit in units.items()}
+    pids = {guest: int(one.get("MainPID") or 0) for guest, one in found.items() if one.get("ActiveState") == "active"}
+    return {guest: pid for guest, pid in pids.items() if pid}

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The tasks of the supervisor: when they are due, and that what fails is tried again."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from kvmsup.effects import claims, systemctl
+from kvmsup.entry.resident import threads
+from kvmsup.errors import HostError, KvmsupError
+from tests.unit import trees
+from tests.unit.hosts import claim
+from tests.unit.trees import Systemctl
+from tests.unit.trees import systemctl as fake_systemctl
+
+__all__ = ["fake_systemctl"]  # a fixture
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    found = str(tmp_path)
+    trees.cpus(found, dict.fromkeys(range(4), ""))
+    Path(f"{found}/run/kvmsup/claims").mkdir(parents=True)
+    claims.write(found, claim("web"))
+    return found
+
+
+def test_nothing_is_due_while_nothing_happens(root: str) -> None:
+    task = threads.Threads(root)
+    assert task.due() is None
+    task.job_finished("sshd.service")
+    assert task.due() is None
+    task.job_finished("kvm@web.service")
+    assert 0 < (task.due() or 0) - time.monotonic() <= 1
+
+
+def test_every_guest_is_looked_at_after_a_shake(root: str) -> None:
+    claims.write(root, claim("db"))
+    task = threads.Threads(root)
+    task.shaken("cpu3 offline")
+    assert task.when.keys() == {"web", "db"}
+    assert set(task.shaken_by.values()) == {"cpu3 offline"}
+
+
+def test_what_fails_is_tried_again(root: str, fake_systemctl: Systemctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object) -> None:
+        raise HostError("systemctl show: Connection timed out")
+
+    fake_systemctl({"kvm@web.service": ("activating", "start")})
+    task = threads.Threads(root)
+    task.when["web"] = 0.0
+    with monkeypatch.context() as patched:
+        patched.setattr(systemctl, "show", busy)
+        with pytest.raises(KvmsupError):
+            task.act()
+    assert (task.due() or 0) > time.monotonic()
+    task.when["web"] = 0.0
+    task.act()  # it is only starting: that is attach's
+    assert task.due() is None
+
+
+def test_a_lock_that_is_held_is_not_waited_for(root: str) -> None:
+    task = threads.Threads(root)
+    task.when["web"] = 0.0
+    with claims.lock(root), pytest.raises(claims.Busy):
+        task.act()
+    assert (task.due() or 0) > time.monotonic()
+
+
+def test_one_shake_after_the_other_postpones_nothing(root: str) -> None:
+    task = threads.Threads(root)
+    task.shaken("daemon-reload")
+    first = task.due()
+    time.sleep(0.01)
+    task.shaken("daemon-reload")
+    assert task.due() == first
