@@ -5,6 +5,7 @@
 # make golden  write the expected units and pictures anew; read the diff like code
 # make deb     build/kvmsup_VERSION_all.deb
 # make bench-placement  kvmsup's placement beside its peers'; rewrites a section of bench/README.md
+# make bench-ksm  kvmsup's policy for KSM beside ksmtuned's, on this machine's KSM; rewrites a section of bench/README.md
 # make lab     a root shell on a fresh host with the package installed
 # make install DESTDIR=…
 .DELETE_ON_ERROR:
@@ -40,6 +41,10 @@ golden: $(VENV)/ready
 .PHONY: bench-placement
 bench-placement: $(VENV)/ready
 	$(PYTHON) -m bench.placement
+
+.PHONY: bench-ksm
+bench-ksm: $(VENV)/ready
+	$(PYTHON) -m bench.ksm
 
 lab: $(DEB) | tools
 	python3 -m tests.lab shell --deb $(DEB)

@@ -3,28 +3,47 @@
 
 from __future__ import annotations
 
+import re
+
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MOST = 1 << 52  # what x86 can address (Intel SDM, MAXPHYADDR)
 
+# systemd's own units (src/basic/parse-util.c, parse_size); those over T are for other things than guests.
+_SCALE = UNITS | {"P": 1 << 50, "E": 1 << 60, "B": 1, "": 1}
+_PART = re.compile(r"\+?([0-9]{1,20})(?:\.([0-9]{1,20}))?[ \t]*([KMGTPEB]?)[ \t]*", re.ASCII)
+
 
 def parse(text: str) -> int:
-    """Bytes in `text`: digits, then one of K, M, G, T, to the base 1024.
+    """Bytes in `text`, which is what systemd takes for a size: "512M", "1.5G", "1G 512M", plain bytes; base 1024.
 
     Raises ValueError, its text a clause that fits behind the quoted size.
     """
-    number, unit = text[:-1], text[-1:]
-    digits = number.isascii() and number.isdigit()
-    if digits and unit in UNITS:
-        if len(number) > 15 or int(number) * UNITS[unit] > MOST:
-            raise ValueError(f"is more than any host can have, which is {render(MOST)}")
-        return int(number) * UNITS[unit]
-    if text.isascii() and text.isdigit():
-        raise ValueError("has no unit")
-    if unit.upper() == "B":
-        raise ValueError("has a unit that reads as bytes to the base 1000 here and 1024 there")
-    if digits and unit.upper() in UNITS:
-        raise ValueError("has its unit in lower case")
-    raise ValueError("is not a whole number followed by K, M, G or T")
+    rest = text.strip(" \t")
+    size, last = 0, 0
+    while rest:
+        part = _PART.match(rest)
+        if not part:
+            raise ValueError(_wrong(text))
+        whole, fraction, unit = part.groups(default="")
+        factor = _SCALE[unit]
+        if last and factor >= last:
+            raise ValueError("has its parts not in the order of their units, the largest first")
+        size += int(whole) * factor + int(fraction or 0) * factor // 10 ** len(fraction)
+        last, rest = factor, rest[part.end() :]
+    if not last:
+        raise ValueError(_wrong(text))
+    if size > MOST:
+        raise ValueError(f"is more than any host can have, which is {render(MOST)}")
+    return size
+
+
+def _wrong(text: str) -> str:
+    number = text.strip(" \t").rstrip("KMGTPEkmgtpeiBb ").replace(".", "")
+    if number.isascii() and number.isdigit():
+        if text.strip(" \t")[-1:] in "Bb":
+            return "has a unit that reads as bytes to the base 1000 here and 1024 there"
+        return "has its unit in lower case"
+    return "is no number followed by K, M, G or T"
 
 
 def render(size: int) -> str:

@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from kvmsup import __version__
+from kvmsup import __version__, sizes
 from kvmsup.errors import KvmsupError
 
 
@@ -45,6 +45,10 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--machine", default="q35", metavar="TYPE", help="versions as with that machine type; q35")
     models.add_argument("--accel", default="kvm", choices=("kvm", "tcg"), help="what QEMU emulates instead; kvm")
 
+    balloon = verbs.add_parser("balloon", help="how much memory a running guest has, or should have")
+    balloon.add_argument("guest", metavar="GUEST")
+    balloon.add_argument("size", nargs="?", type=_size, metavar="SIZE", help="make it that large, such as 3G")
+
     console = verbs.add_parser("console", help="the guest's console; Ctrl-] leaves it")
     console.add_argument("guest", metavar="GUEST")
 
@@ -57,6 +61,13 @@ def parser() -> argparse.ArgumentParser:
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="for programs")
     return top
+
+
+def _size(text: str) -> int:
+    try:
+        return sizes.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f'"{text}" {error}') from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

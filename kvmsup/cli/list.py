@@ -9,11 +9,13 @@ from typing import Any
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
-from kvmsup.effects import configs, files, observe, sysfs
+from kvmsup.effects import configs, ksm, observe, pressure, sysfs, usage
 from kvmsup.errors import KvmsupError
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest
+from kvmsup.plan import overcommit
+from kvmsup.plan.overcommit import Books
 
 _HEADS = ("GUEST", "STATE", "VCPUS", "CPUS", "PLACEMENT", "MEMORY", "PAGES", "NODE", "KSM")
 
@@ -23,9 +25,11 @@ def run(asked: argparse.Namespace) -> int:
     seen = observe.guests("")
     rows = [row(one, _configured(one.name)) for one in seen]
     if asked.json:
-        print(json.dumps({"host": host(seen), "guests": rows}, indent=2))
+        memory = overcommitted(seen, rows)._asdict()
+        print(json.dumps({"host": host(seen) | {"memory": memory}, "guests": rows}, indent=2))
         return 0
     print(_glance(host(seen)))
+    print(overcommit.glance(overcommitted(seen, rows)))
     if not rows:
         print("no guests: describe one in /etc/kvmsup/NAME.toml, see kvmsup.guest(5)")
         return 0
@@ -37,6 +41,7 @@ def run(asked: argparse.Namespace) -> int:
 def host(seen: list[observe.Seen]) -> dict[str, Any]:
     """The host's figures. Raises KvmsupError."""
     topology = sysfs.topology("")
+    merging = ksm.read("", ksm.thread(""))
     owned = frozenset[int]().union(*(one.claim.own_cpus for one in seen if one.claim))
     return {
         "cpus": cpulist.render(topology.online),
@@ -44,24 +49,31 @@ def host(seen: list[observe.Seen]) -> dict[str, Any]:
         "dedicated": cpulist.render(owned),
         "running": sum(one.active == "active" for one in seen),
         "guests": len(seen),
-        "ksm": _attribute("/sys/kernel/mm/ksm/run") == "1",
+        "ksm": ksm.running(""),
+        "ksm_saved": merging.saved,
+        "ksmd_seconds": merging.cpu_seconds,
     }
 
 
-def _attribute(path: str) -> str:
-    try:
-        return files.read(path)
-    except OSError:
-        return ""
+def overcommitted(seen: list[observe.Seen], rows: list[dict[str, Any]]) -> Books:
+    """What the running guests were promised, against what the host has. Raises KvmsupError."""
+    sizes_of = {row["name"]: row["memory"] or 0 for row in rows}
+    promises = [
+        usage.promise("", one.claim, one.pid, one.claim.size or sizes_of[one.name])
+        for one in seen
+        if one.claim and one.pid
+    ]
+    return overcommit.books(promises, ksm.read("", ksm.thread("")).saved, pressure.read(""))
 
 
 def _glance(host: dict[str, Any]) -> str:
     owned = host["dedicated"]
+    saved = f", {host['ksm_saved'] >> 20}M saved" if host["ksm_saved"] else ""
     parts = [
         f"{host['running']} of {host['guests']} guests running",
         f"CPU {host['cpus']}{f', {owned} dedicated' if owned else ''}",
         f"node {host['nodes']}",
-        f"KSM {'on' if host['ksm'] else 'off'}",
+        f"KSM {'on' if host['ksm'] else 'off'}{saved}",
     ]
     return " · ".join(parts)
 

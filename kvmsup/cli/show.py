@@ -11,6 +11,7 @@ from typing import Any
 
 from kvmsup import cpulist
 from kvmsup.model.claim import Claim
+from kvmsup.plan.balloon import told
 
 _COLOURS = {
     "active": "32",
@@ -76,6 +77,16 @@ def placement(claim: Claim) -> dict[str, Any]:
         "pages": {str(node): count for node, count in claim.pages.items()},
         "scheduler": claim.scheduler or None,
     }
+
+
+def balloon(report: dict[str, Any]) -> str:
+    """One line on what observe.balloon has found."""
+    kind = "automatic" if report["automatic"] else "by hand"
+    available = report["available"]
+    knows = "no balloon driver in the guest answers"
+    if available is not None:
+        knows = f"the guest has {told(available)} available"
+    return f"{told(report['actual'])} of {told(report['size'])} (min {told(report['min'])}, {kind}), {knows}"
 
 
 def as_json(value: object) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
-from kvmsup.effects import configs, hugepages, observe
+from kvmsup.effects import configs, hugepages, ksm, observe
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -30,6 +30,7 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
     claim = seen.claim
     threads = observe.threads("", seen)
     cpu = observe.cpu("", seen)
+    resident = observe.resident("", seen)
     return {
         "name": seen.name,
         "description": seen.description,
@@ -41,9 +42,14 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
         "placement": show.placement(claim) if claim else None,
         "cpu": cpu._asdict() if cpu else None,
         "memory": _memory(seen),
+        "resident": [one._asdict() for one in resident],
+        "balloon": observe.balloon("", seen),
+        "ksm": _ksm(seen),
         "threads": [_thread(one) for one in threads],
         "foreign": [one._asdict() for one in observe.intruders("", seen)],
-        "drift": any(one.drifted for one in threads) or bool(cpu and cpu.missing),
+        "drift": any(one.drifted for one in threads)
+        or bool(cpu and cpu.missing)
+        or any(one.astray for one in resident),
     }
 
 
@@ -73,6 +79,19 @@ def _memory(seen: observe.Seen) -> list[dict[str, Any]]:
     return entries
 
 
+def _ksm(seen: observe.Seen) -> dict[str, Any] | None:
+    """What KSM does for a guest that consents; None for others, and where the kernel does not tell."""
+    if not seen.pid or not seen.claim or not seen.claim.ksm:
+        return None
+    merged = ksm.of_process("", seen.pid)
+    return {**merged._asdict(), "running": ksm.running("")} if merged else None
+
+
+def _ksm_line(found: dict[str, Any]) -> str:
+    profit = "" if found["profit"] is None else f", profit {max(0, found['profit']) >> 20}M"
+    return f"  ksm        {found['merged'] >> 20}M merged{profit}; merging is {'on' if found['running'] else 'off'}"
+
+
 def _lines(report: dict[str, Any]) -> list[str]:
     pid = f", QEMU {report['pid']}" if report["pid"] else ""
     since = f" since {report['since']}" if report["since"] else ""
@@ -88,13 +107,27 @@ def _lines(report: dict[str, Any]) -> list[str]:
     if cpu := report["cpu"]:
         lacks = f", {show.paint('drift')}: it lacks {', '.join(cpu['missing'])}" if cpu["missing"] else ""
         lines.append(f"  cpu        {' '.join((cpu['model'], *cpu['features']))}{lacks}")
+    if report["balloon"]:
+        lines.append(f"  balloon    {show.balloon(report['balloon'])}")
+    if report["ksm"]:
+        lines.append(_ksm_line(report["ksm"]))
     for entry in report["memory"]:
         size = sizes.render(entry["page_size"])
         lines.append(
             f"  hugepages  node {entry['node']}: {entry['held']} of {entry['claimed']} pages of {size} in use;"
             f" {entry['added']} were added to the pool, now {entry['pool']} with {entry['free']} free"
         )
+    lines += [_resident(one) for one in report["resident"]]
     return lines + _thread_lines(report["threads"]) + _foreign_lines(report["foreign"])
+
+
+def _resident(one: dict[str, Any]) -> str:
+    astray = f", {show.paint('drift')}: {_mebibytes(one['astray'])} of them may not be there" if one["astray"] else ""
+    return f"  memory     node {one['node']}: {_mebibytes(one['size'])} touched{astray}"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / sizes.UNITS['M']:.0f}M"
 
 
 def _thread_lines(threads: list[dict[str, Any]]) -> list[str]:

@@ -74,6 +74,10 @@ def differences(root: str, seen: observe.Seen) -> Iterator[Difference]:
         if count != claim.pages[node]:
             size = sizes.render(claim.page_size)
             yield Difference(seen.name, f"hugepages of {size} on node {node}", str(claim.pages[node]), str(count))
+    for part in observe.resident(root, seen):
+        if part.astray:
+            what = f"memory on node {part.node}, bound to node {cpulist.render(claim.nodes)}"
+            yield Difference(seen.name, what, "none", f"{part.astray >> 10}K")
     given = observe.cpu(root, seen)
     if given and given.missing:
         yield Difference(seen.name, f"CPU model {given.model}", " ".join(given.missing), "missing")

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from kvmsup import sizes
-from kvmsup.effects import cgroup, files
+from kvmsup.effects import cgroup, files, numa_maps
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from kvmsup.plan import pages
@@ -98,23 +98,8 @@ def promised(root: str, node: int, page_size: int, others: Iterable[Claim]) -> i
 
 def faulted(root: str, claim: Claim, node: int) -> int:
     """Pages of the claim's size on `node` that the guest's processes have mapped and touched."""
-    count = 0
-    for pid in cgroup.processes(root, claim):
-        try:
-            lines = files.read(f"{root}/proc/{pid}/numa_maps").splitlines()
-        except OSError:
-            continue  # it ended between being listed and being read: its pages are free again
-        count += sum(_on_node(line, node, claim.page_size) for line in lines)
-    return count
-
-
-def _on_node(line: str, node: int, page_size: int) -> int:
-    """The pages of one mapping on `node`: `7f… bind:0 … huge dirty=256 N0=256 kernelpagesize_kB=2048` (numa(7))."""
-    words = line.split()
-    if f"kernelpagesize_kB={page_size >> 10}" not in words:
-        return 0
-    prefix = f"N{node}="
-    return sum(int(word[len(prefix) :]) for word in words if word.startswith(prefix))
+    pids = cgroup.processes(root, claim)
+    return sum(numa_maps.pages(root, pid, node, claim.page_size) for pid in pids)
 
 
 def give_back(root: str, claim: Claim, others: list[Claim]) -> dict[int, int]:
@@ -129,16 +114,28 @@ def give_back(root: str, claim: Claim, others: list[Claim]) -> dict[int, int]:
         before = claim.before.get(node, 0)
         grown = planned if claim.held else pages.grown_so_far(before, now.total, planned)
         if grown:
-            left[node] = _shrink(root, claim.page_size, node, grown, promised(root, node, claim.page_size, others))
+            left[node] = _shrink(root, claim.page_size, node, grown, others)
     return {node: count for node, count in left.items() if count}
 
 
-def _shrink(root: str, page_size: int, node: int, grown: int, reserved: int) -> int:
+def unpromised(root: str, node: int, page_size: int, others: Iterable[Claim]) -> tuple[Pool, int]:
+    """The pool of `node`, and what of it `others` were promised and have not faulted yet.
+
+    Their QEMUs may be filling at this very moment. Promises are read first: a page that is faulted in between is
+    then missing from what is free and never had twice.
+    """
+    reserved = promised(root, node, page_size, others)
+    return pool(root, node, page_size), reserved
+
+
+def _shrink(root: str, page_size: int, node: int, grown: int, others: list[Claim]) -> int:
     """Shrink by up to `grown` pages, waiting a moment for a dying QEMU's; returns how many are still missing."""
     deadline = time.monotonic() + _SETTLE_SECONDS
+    count = 0
     while True:
-        now = pool(root, node, page_size)
-        count = pages.to_give_back(grown, now.free, reserved)
+        now, reserved = unpromised(root, node, page_size, others)
+        # What is free beside the promises does not change by faulting, and is never read as too much: the best counts.
+        count = min(now.free, max(count, pages.to_give_back(grown, now.free, reserved)))
         if count == grown or now.total < grown or time.monotonic() > deadline:
             break
         time.sleep(0.02)

@@ -1,47 +1,210 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """/sys/kernel/mm/ksm, host-global and so only borrowed (Documentation/admin-guide/mm/ksm.rst).
 
-What was found is written down before anything is changed, and put back only while our own value is still there: an
-administrator's change in between is kept.
+What was found is written down before anything is changed, with what we write, and is put back only while our own value
+is still there: an administrator's change in between is kept, knob by knob.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
-from kvmsup.effects import files
+from kvmsup.effects import cgroup, files, pressure
 from kvmsup.effects.claims import RUN
+from kvmsup.errors import HostError
+from kvmsup.model.claim import Claim
+from kvmsup.model.ksm import PAGE, Figures, Merged, Settings
+from kvmsup.plan.ksm import can_unmerge
 
-_ON = "1"
+_OFF, _ON, _UNMERGE = "0", "1", "2"
+_PF_KTHREAD = 0x00200000  # include/linux/sched.h
 
 
-def _run(root: str) -> str:
-    return f"{root}/sys/kernel/mm/ksm/run"
+class _Knob(NamedTuple):
+    found: str
+    ours: tuple[str, ...]  # what we wrote last; before that is done, what was there of ours and what is to come
 
 
-def _found(root: str) -> str:
+def _path(root: str, name: str) -> str:
+    return f"{root}/sys/kernel/mm/ksm/{name}"
+
+
+def _record(root: str) -> str:
     return f"{root}{RUN}/ksm.found"
 
 
 def available(root: str) -> bool:
     """Whether this kernel has KSM."""
-    return os.path.exists(_run(root))
+    return os.path.exists(_path(root, "run"))
 
 
-def start(root: str) -> None:
-    """Turn merging on, remembering what was found. Raises HostError."""
-    now = files.read(_run(root))
-    if not os.path.exists(_found(root)):
-        files.replace(_found(root), now)
-    if now != _ON:
-        files.write_attribute(_run(root), _ON)
+def running(root: str) -> bool:
+    """Whether the kernel merges at this moment, whoever wants it to."""
+    return _value(root, "run") == _ON
+
+
+def borrowed(root: str) -> bool:
+    """Whether any of it is ours to put back."""
+    return os.path.exists(_record(root))
+
+
+def changed(root: str) -> str:
+    """What somebody else has made of our settings, such as "pages_to_scan = 77"; "" while they stand."""
+    for name, knob in _read_record(root).items():
+        now = _value(root, name)
+        if now is not None and now not in knob.ours:
+            return f"{name} = {now}"
+    return ""
+
+
+def apply(root: str, settings: Settings) -> None:
+    """Have ksmd work as `settings` say, remembering what was found. Raises HostError."""
+    # While the kernel's advisor is on, pages_to_scan cannot be written (mm/ksm.c, pages_to_scan_store).
+    wanted = {"advisor_mode": "none", "pages_to_scan": settings.pages, "sleep_millisecs": settings.sleep, "run": _ON}
+    _write(root, {name: str(value) for name, value in wanted.items()})
+
+
+def unmerge(root: str) -> None:
+    """Give every merged page its own memory again, and stop. The kernel does it within this call. Raises HostError."""
+    _write(root, {"run": _UNMERGE})
+
+
+def _write(root: str, wanted: Mapping[str, str]) -> None:
+    record = _read_record(root)
+    for name, value in wanted.items():
+        now = _value(root, name)
+        if now is None or now == value:  # an older kernel's, or nothing to do
+            continue
+        before = record.get(name, _Knob(now, ()))
+        if now not in before.ours:
+            before = _Knob(now, ())  # somebody else's, and so what is found
+        _keep_record(root, record | {name: _Knob(before.found, (*before.ours[-1:], value))})
+        files.write_attribute(_path(root, name), value)
+        record[name] = _Knob(before.found, (value,))
+        _keep_record(root, record)
 
 
 def restore(root: str) -> None:
-    """Put back what was found, unless somebody else has changed it since. Raises HostError."""
-    if not os.path.exists(_found(root)):
-        return
-    found = files.read(_found(root))
-    if files.read(_run(root)) == _ON != found:
-        files.write_attribute(_run(root), found)
-    files.remove(_found(root))
+    """Put back what was found, each knob unless somebody else has changed it since. Raises HostError.
+
+    Where run = 2 was found, and the memory for the copies is not there, merging only stops.
+    """
+    record = _read_record(root)
+    failed = None
+    # Merging stops before its pace changes, and the advisor comes last: it sets the pace.
+    for name in sorted(record, key=("run", "pages_to_scan", "sleep_millisecs", "advisor_mode").index):
+        found, ours = record[name]
+        try:
+            if (now := _value(root, name)) in ours and now != found:
+                stop = name == "run" and found == _UNMERGE and not _room(root)
+                files.write_attribute(_path(root, name), _OFF if stop else found)
+        except HostError as error:
+            failed = error
+    if failed:
+        raise failed
+    files.remove(_record(root))
+
+
+def _room(root: str) -> bool:
+    return can_unmerge(read(root, None), pressure.read(root))
+
+
+def _value(root: str, name: str) -> str | None:
+    """A knob's value; of the advisor the mode in brackets. None where this kernel has no such knob."""
+    try:
+        text = files.read(_path(root, name))
+    except OSError:
+        return None
+    return text.partition("[")[2].partition("]")[0] if "[" in text else text
+
+
+def _read_record(root: str) -> dict[str, _Knob]:
+    """What was found and what we wrote, by knob. A line that makes no sense is left out: nobody else writes it."""
+    try:
+        lines = [line.split() for line in files.read(_record(root)).splitlines()]
+    except OSError:
+        return {}
+    if len(lines) == 1 and len(lines[0]) == 1:  # by kvmsup 0.1.0's first days: run's value alone
+        return {"run": _Knob(lines[0][0], (_ON,))}
+    known = ("run", "pages_to_scan", "sleep_millisecs", "advisor_mode")
+    return {
+        name: _Knob(found, tuple(ours))
+        for name, found, *ours in filter(lambda words: len(words) > 2, lines)
+        if name in known
+    }
+
+
+def _keep_record(root: str, record: Mapping[str, _Knob]) -> None:
+    files.replace(
+        _record(root), "".join(f"{' '.join((name, one.found, *one.ours))}\n" for name, one in record.items())
+    )
+
+
+def thread(root: str) -> int | None:
+    """The pid of ksmd; None where it cannot be seen. Kernel threads are born early, so it is found early."""
+    try:
+        pids = sorted(int(name) for name in os.listdir(f"{root}/proc") if name.isdecimal())
+    except OSError:
+        return None
+    return next((pid for pid in pids if _is_ksmd(_stat(root, pid))), None)
+
+
+def _is_ksmd(stat: tuple[str, list[str]]) -> bool:
+    name, words = stat
+    return name == "ksmd" and len(words) > 12 and bool(int(words[6]) & _PF_KTHREAD)
+
+
+def _stat(root: str, pid: int) -> tuple[str, list[str]]:
+    """The name, and the fields of stat from the third on (proc(5)); empty when it is gone."""
+    try:
+        head, _, tail = files.read(f"{root}/proc/{pid}/stat").rpartition(")")
+    except OSError:
+        return "", []
+    return head.partition("(")[2], tail.split()
+
+
+def read(root: str, ksmd: int | None) -> Figures:
+    """What KSM has done so far; `ksmd` is its thread, for the CPU time."""
+    names = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans")
+    _, words = _stat(root, ksmd) if ksmd else ("", [])
+    ticks = int(words[11]) + int(words[12]) if len(words) > 12 else 0  # utime and stime
+    shared, sharing, unshared, volatile, scans = (_number(_path(root, name)) for name in names)
+    return Figures(shared, sharing, unshared, volatile, scans, ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def resident(root: str, claims: Iterable[Claim]) -> int:
+    """Pages of anonymous memory that the QEMUs of `claims` have: what KSM may look at is among them."""
+    pids = [pid for claim in claims for pid in cgroup.processes(root, claim)]
+    return sum(_fields(f"{root}/proc/{pid}/status").get("RssAnon", 0) * 1024 // PAGE for pid in pids)
+
+
+def of_process(root: str, pid: int) -> Merged | None:
+    """What of process `pid` is merged; None where the kernel does not tell."""
+    told = _fields(f"{root}/proc/{pid}/ksm_stat")
+    pages = told.get("ksm_merging_pages")
+    if pages is None:  # Linux < 6.4
+        path = f"{root}/proc/{pid}/ksm_merging_pages"
+        if not os.path.exists(path):
+            return None
+        pages = _number(path)
+    return Merged(pages * PAGE, told.get("ksm_process_profit"))
+
+
+def _number(path: str) -> int:
+    try:
+        return int(files.read(path))
+    except (OSError, ValueError):
+        return 0
+
+
+def _fields(path: str) -> dict[str, int]:
+    """The numbers behind the first words of the lines of a file of /proc/PID; empty when the process is gone."""
+    try:
+        lines = [line.split() for line in files.read(path).splitlines()]
+    except OSError:
+        return {}
+    return {
+        words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].lstrip("-").isdecimal()
+    }

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kvmsup import cpulist
+from kvmsup.effects import balloon as balloons
 from kvmsup.effects import (
     cgroup,
     claims,
@@ -16,6 +17,7 @@ from kvmsup.effects import (
     foreign,
     hugepages,
     models,
+    numa_maps,
     pin,
     proc,
     qmp,
@@ -148,6 +150,24 @@ def cpu(root: str, seen: Seen) -> Running | None:
         raise KvmsupError(f"QEMU of {seen.name} cannot be asked for its CPU model: {error}") from None
 
 
+def balloon(root: str, seen: Seen) -> dict[str, Any] | None:
+    """Sizes in bytes of a running guest with a balloon; `available` is None while its driver does not answer.
+
+    Raises KvmsupError.
+    """
+    claim = seen.claim
+    if not claim or not claim.balloon or not seen.pid:
+        return None
+    try:
+        with balloons.monitor(root, seen.name, seen.pid, "admin", _PATIENCE_SECONDS) as talk:
+            told = balloons.ask(talk, _PATIENCE_SECONDS / 4)
+            actual = balloons.actual(talk)
+    except QmpError as error:
+        raise KvmsupError(f"QEMU of {seen.name} cannot be asked for its balloon: {error}") from None
+    sizes = {"size": claim.size, "min": claim.balloon, "automatic": claim.balloon_auto, "actual": actual}
+    return sizes | {"available": told.available if told else None, "free": told.free if told else None}
+
+
 def _allowed(root: str, tid: int) -> frozenset[int]:
     """Cpus_allowed_list of /proc/TID/status (proc(5)); empty when the thread is gone."""
     try:
@@ -172,3 +192,20 @@ def memory(root: str, seen: Seen) -> dict[int, int]:
     """Hugepages of the guest's size that its QEMU holds, by node; empty for a guest with ordinary pages."""
     claim = seen.claim
     return {node: hugepages.faulted(root, claim, node) for node in claim.pages} if claim else {}
+
+
+class Resident(NamedTuple):
+    """Bytes of a bound guest's memory on one node; `astray` of them are where they may not be."""
+
+    node: int
+    size: int
+    astray: int
+
+
+def resident(root: str, seen: Seen) -> list[Resident]:
+    """Where the ordinary memory of a bound guest is, as far as it has been touched; none for any other guest."""
+    claim = seen.claim
+    if not claim or not claim.nodes or claim.page_size or not seen.pid:
+        return []
+    there, astray = numa_maps.bound(root, seen.pid)
+    return [Resident(node, size, astray.get(node, 0)) for node, size in there.items()]

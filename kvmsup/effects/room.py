@@ -14,6 +14,6 @@ def free(root: str, nodes: frozenset[int], page_size: int, others: list[Claim]) 
     """
     found = sysfs.free_memory(root, nodes)
     for node in nodes if page_size else ():
-        promised = hugepages.promised(root, node, page_size, others)
-        found[node] += max(0, hugepages.pool(root, node, page_size).free - promised) * page_size
+        pool, promised = hugepages.unpromised(root, node, page_size, others)
+        found[node] += max(0, pool.free - promised) * page_size
     return found

@@ -24,6 +24,11 @@ def online(root: str) -> frozenset[int]:
     return found
 
 
+def nodes(root: str) -> frozenset[int]:
+    """The NUMA nodes that are online: node 0 on a kernel that knows of none. Raises HostError."""
+    return _optional(f"{root}/sys/devices/system/node/online") or frozenset((0,))
+
+
 def present(root: str) -> frozenset[int]:
     """The CPUs that there are, online or not. Raises HostError."""
     return _numbers(f"{root}/sys/devices/system/cpu/present")
@@ -33,15 +38,15 @@ def topology(root: str) -> Topology:
     """The topology below `root`. Raises HostError when the kernel's files are not what its documentation says."""
     cpu = f"{root}/sys/devices/system/cpu"
     up = online(root)
-    nodes = _optional(f"{root}/sys/devices/system/node/online") or frozenset((0,))
+    there = nodes(root)
     return Topology(
-        cpus=_cpus(root, up, nodes),
+        cpus=_cpus(root, up, there),
         present=present(root),
         isolated=_optional(f"{cpu}/isolated"),
         nohz_full=_optional(f"{cpu}/nohz_full"),
-        nodes=nodes,
-        distances={node: _distances(root, node, nodes) for node in nodes},
-        memory={node: _meminfo(root, node).get("MemTotal", 0) for node in nodes},
+        nodes=there,
+        distances={node: _distances(root, node, there) for node in there},
+        memory={node: _meminfo(root, node).get("MemTotal", 0) for node in there},
     )
 
 

@@ -11,9 +11,21 @@ import os
 import time
 from typing import NamedTuple
 
-from kvmsup import sizes
-from kvmsup.effects import claims, configs, fence, hugepages, journal, kernel, kvm, ledger, room, sysfs
-from kvmsup.errors import HostError, KvmsupError, Refusal
+from kvmsup.effects import (
+    cgroup,
+    claims,
+    configs,
+    fence,
+    hugepages,
+    journal,
+    kernel,
+    kvm,
+    ledger,
+    numa_maps,
+    room,
+    sysfs,
+)
+from kvmsup.errors import HostError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host, is_name
@@ -169,8 +181,7 @@ def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:
     grow: dict[int, int] = {}
     before: dict[int, int] = {}
     for node, need in claim.pages.items():
-        pool = hugepages.pool(root, node, claim.page_size)
-        promised = hugepages.promised(root, node, claim.page_size, others)
+        pool, promised = hugepages.unpromised(root, node, claim.page_size, others)
         grow[node], before[node] = pages.to_grow(need, pool.free, promised), pool.total
     step("setup.intend")
     claims.write(root, claim._replace(grown=grow, before=before))
@@ -184,29 +195,31 @@ def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:
 
 
 def _grow(root: str, claim: Claim, node: int, count: int, others: list[Claim]) -> None:
-    room = sysfs.free_memory(root, frozenset((node,)))[node] // claim.page_size
-    # A size that the node cannot have is not tried: it would drain the node, and everybody on it, before it failed.
-    came = hugepages.grow(root, node, claim.page_size, count) if 0 < count <= room else min(count, room)
-    if came >= count:
+    if count == 0:
         return
-    size = sizes.render(claim.page_size)
-    holders = [f"{other.guest} {other.pages[node]}" for other in others if _shares(other, claim, node)]
-    held = f"; guests hold there: {', '.join(holders)}" if holders else ""
-    what = (
-        f"node {node} is short of {count - came} hugepages of {size}: {claim.pages[node]} needed,"
-        f" {count} to be added, {came} came{held}"
+    before = {there: hugepages.pool(root, there, claim.page_size) for there in sysfs.nodes(root)}
+    free = sysfs.free_memory(root, frozenset((node,)))[node]
+    # A size that the node cannot have is not tried: it would drain the node, and everybody on it, before it failed.
+    came = hugepages.grow(root, node, claim.page_size, count) if count * claim.page_size <= free else None
+    if came is not None and came >= count:
+        return
+    users = numa_maps.users(root, node, claim.page_size)
+    guests = {pid for other in others for pid in cgroup.processes(root, other)}
+    short = pages.Shortfall(
+        node=node,
+        page_size=claim.page_size,
+        need=claim.pages[node],
+        asked=count,
+        came=came,
+        totals={there: pool.total for there, pool in before.items()},
+        unused=before[node].free,
+        free=free,
+        guests={other.guest: other.pages[node] for other in others if _shares(other, claim, node)},
+        others=[(user.name, user.pid, user.pages) for user in users if user.pid not in guests],
+        unmapped=max(0, before[node].total - before[node].free - sum(user.pages for user in users)),
     )
-    raise Refusal(what, _hint(claim, node, count))
+    raise pages.refusal(short)
 
 
 def _shares(other: Claim, claim: Claim, node: int) -> bool:
     return other.page_size == claim.page_size and node in other.pages
-
-
-def _hint(claim: Claim, node: int, count: int) -> str:
-    size = sizes.render(claim.page_size)
-    # One node at a time: the kernel takes no ranges (Documentation/admin-guide/kernel-parameters.txt, hugepages=).
-    at_boot = f"hugepagesz={size} hugepages={node}:{count}"
-    if claim.page_size >= sizes.UNITS["G"]:
-        return f"1G pages are best taken at boot: {at_boot} on the kernel command line"
-    return f"free memory on node {node}, stop a guest there, or reserve at boot on the kernel command line: {at_boot}"

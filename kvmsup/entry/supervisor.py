@@ -14,6 +14,7 @@ import time
 
 from kvmsup.effects import claims, journal, ksm, ledger, systemd, udev
 from kvmsup.entry.resident import Task
+from kvmsup.entry.resident.ballooning import Ballooning
 from kvmsup.entry.resident.merging import Merging
 from kvmsup.entry.resident.threads import Threads
 from kvmsup.errors import KvmsupError
@@ -44,7 +45,12 @@ class Supervisor:
 
     def __init__(self, root: str) -> None:
         self.root = root
-        self.tasks: tuple[Task, ...] = (Merging(root), Threads(root))
+        self.ballooning = Ballooning(root)
+        self.tasks: tuple[Task, ...] = (
+            Merging(root, lambda status: systemd.notify(status=status)),
+            Threads(root),
+            self.ballooning,
+        )
 
     def run(self) -> None:
         """Adopt what runs, say READY, and follow. Raises KvmsupError."""
@@ -58,13 +64,15 @@ class Supervisor:
         systemd.notify(ready=1)
         self.shaken("start of the supervisor")
         with selectors.DefaultSelector() as selector:
-            for source in (signals, bus, cpus):
+            for source in (signals, bus, cpus, self.ballooning.alarm):
                 selector.register(source, selectors.EVENT_READ)
             while True:
                 ready = {key.fileobj for key, _ in selector.select(self._pause())}
                 if signals in ready and not self._again(signals):
                     return
                 bus.dispatch()
+                if self.ballooning.alarm in ready:
+                    self.ballooning.alarmed()
                 for event in cpus.dispatch():
                     self.shaken(event)
                 self.take_turns()

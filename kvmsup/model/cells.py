@@ -10,6 +10,8 @@ from kvmsup.model.topology import Topology
 
 # ACPI SRAT and QEMU (include/sysemu/numa.h: MAX_NODES) allow this many.
 MOST_NODES = 128
+# ACPI 6.5, 5.2.17 (SLIT): a node to itself, what is taken for any other, and 255 for one that cannot be reached.
+_SELF, _USUAL, _FARTHEST = 10, 20, 254
 
 
 def read(table: Table, keys: tuple[str, ...], cpu: Cpu, memory: Memory, topology: Topology | None) -> tuple[Cell, ...]:
@@ -24,7 +26,8 @@ def read(table: Table, keys: tuple[str, ...], cpu: Cpu, memory: Memory, topology
         table.note(str(there[-1]), f"there is no guest node {gaps[0]}", f"[numa.{gaps[0]}]", at_key=True)
     taken: dict[int, int] = {}
     share = memory.size // len(there) if there else 0
-    cells = [_cell(table.table(str(number), keys), number, cpu, share, taken, topology) for number in there]
+    tables = {number: table.table(str(number), keys) for number in there}
+    cells = [_cell(tables[number], number, cpu, share, taken, topology) for number in there]
     missing = set(range(cpu.maxcpus)) - taken.keys()
     if there and missing:
         what = f"vCPU {cpulist.render(missing)} has no guest node"
@@ -39,7 +42,39 @@ def read(table: Table, keys: tuple[str, ...], cpu: Cpu, memory: Memory, topology
     if there and memory.size and total != memory.size:
         what = f"the guest nodes have {sizes.render(total)} together, but memory.size = {sizes.render(memory.size)}"
         table.note("", what, "make them agree, or leave memory out of all of them for equal shares")
-    return tuple(cells)
+    rows = [_distances(tables[number], number, len(there)) for number in there]
+    return tuple(cell._replace(distances=row) for cell, row in zip(cells, _complete(rows), strict=True))
+
+
+def _distances(table: Table, number: int, nodes: int) -> tuple[int, ...]:
+    """From guest node `number` to each of `nodes`; none where the key is absent or wrong."""
+    found = table.integers("distances", _SELF, _FARTHEST)
+    if found and len(found) != nodes:
+        what = f"{len(found)} distance{'s' if len(found) > 1 else ''} for {nodes} guest node{'s' if nodes > 1 else ''}"
+        example = ", ".join(str(_SELF if other == number else _USUAL) for other in range(nodes))
+        table.note("distances", what, f"one to each, itself included: distances = [{example}]")
+        return ()
+    for other, distance in enumerate(found):
+        path = (*table.path, "distances", other)
+        if other == number and distance != _SELF:
+            table.document.note(path, f"guest node {number} is {distance} from itself", f"this one is always {_SELF}")
+        elif other != number and distance == _SELF:
+            what = f"guest node {other} would be as near to node {number} as itself"
+            table.document.note(path, what, f"{_SELF + 1} to {_FARTHEST}; {_USUAL} is usual")
+    return found
+
+
+def _complete(rows: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """All rows, or none: a distance that is missing is the one of the way back (qemu(1), -numa dist), or the usual."""
+    if not any(rows):
+        return rows
+    nodes = range(len(rows))
+
+    def distance(one: int, other: int) -> int:
+        there = rows[one][other] if rows[one] else rows[other][one] if rows[other] else 0
+        return there or (_SELF if one == other else _USUAL)
+
+    return [tuple(distance(one, other) for other in nodes) for one in nodes]
 
 
 def _cell(table: Table, number: int, cpu: Cpu, share: int, taken: dict[int, int], topology: Topology | None) -> Cell:

@@ -9,13 +9,15 @@ Claims outlive an upgrade of kvmsup: what a later version adds needs a default w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import NamedTuple
 
 from kvmsup import cpulist
 from kvmsup.errors import HostError
 
 PREFIX = "KVMSUP_"
+_AFFINITY = "cpu-affinity="
 NOBODY_ELSE = "kvmsup writes it; nobody else should"
 
 
@@ -36,6 +38,7 @@ class Claim(NamedTuple):
     core_scheduling: bool
     nodes: frozenset[int]  # where its memory is; empty: anywhere
     cells: tuple[int, ...]  # the host node of each guest node; empty: the guest sees one
+    fill: tuple[frozenset[int], ...]  # the CPUs that fill each memory backend before the start; empty: none is filled
     page_size: int
     pages: Mapping[int, int]
     grown: Mapping[int, int]
@@ -43,6 +46,9 @@ class Claim(NamedTuple):
     vcpus: int  # how many of them are there at start
     ksm: bool
     loaded: str  # the fingerprint of the configuration that it was made from
+    size: int = 0  # the guest's memory in bytes; 0 in claims from before there were balloons
+    balloon: int = 0  # the size in bytes that it may be made at the smallest; 0: it has no balloon
+    balloon_auto: bool = False
 
     @property
     def own_cpus(self) -> frozenset[int]:
@@ -64,16 +70,19 @@ def render(claim: Claim) -> str:
         "SCHEDULER": claim.scheduler,
         "CORE_SCHEDULING": "yes" if claim.core_scheduling else "no",
         "NODES": cpulist.render(claim.nodes),
-        # QEMU takes one range at a time: host-nodes=0-1,host-nodes=3 (qapi/qom.json, MemoryBackendProperties).
-        "HOST_NODES": cpulist.render(claim.nodes).replace(",", ",host-nodes="),
+        "HOST_NODES": _several(claim.nodes, "host-nodes="),
         "CELLS": " ".join(map(str, claim.cells)),
         **{f"CELL_{number}": str(node) for number, node in enumerate(claim.cells)},
+        **{f"FILL_{number}": _several(cpus, _AFFINITY) for number, cpus in enumerate(claim.fill)},
         "PAGE_SIZE": str(claim.page_size),
         "PAGES": _counts(claim.pages),
         "PAGES_GROWN": _counts(claim.grown),
         "POOL_BEFORE": _counts(claim.before),
         "KSM": "yes" if claim.ksm else "no",
         "LOADED": claim.loaded,
+        "SIZE": str(claim.size),
+        "BALLOON": str(claim.balloon),
+        "BALLOON_AUTO": "yes" if claim.balloon_auto else "no",
     }
     return "".join(f"{PREFIX}{key}={value}\n" for key, value in fields.items())
 
@@ -99,6 +108,7 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             core_scheduling=variables.get("KVMSUP_CORE_SCHEDULING", "no") == "yes",
             nodes=cpulist.parse(variables["KVMSUP_NODES"]),
             cells=tuple(map(int, variables.get("KVMSUP_CELLS", "").split())),
+            fill=tuple(_parse_fill(variables)),
             page_size=int(variables["KVMSUP_PAGE_SIZE"]),
             pages=_parse_counts(variables["KVMSUP_PAGES"]),
             grown=_parse_counts(variables["KVMSUP_PAGES_GROWN"]),
@@ -106,12 +116,28 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             vcpus=int(variables["KVMSUP_VCPUS"]),
             ksm=variables["KVMSUP_KSM"] == "yes",
             loaded=variables.get("KVMSUP_LOADED", ""),
+            size=int(variables.get("KVMSUP_SIZE", "0")),
+            balloon=int(variables.get("KVMSUP_BALLOON", "0")),
+            balloon_auto=variables.get("KVMSUP_BALLOON_AUTO", "no") == "yes",
         )
     except (KeyError, ValueError) as error:
         raise HostError(f"{source} is not a claim: {error!r}", NOBODY_ELSE) from None
     if not (0 < claim.vcpus <= len(claim.vcpu) and claim.emulator):
         raise HostError(f"{source} is not a claim: it has no CPU for some of its threads", NOBODY_ELSE)
     return claim
+
+
+def _several(numbers: frozenset[int], key: str) -> str:
+    """QEMU takes one range at a time: host-nodes=0-1,host-nodes=3 (qapi/qom.json, MemoryBackendProperties)."""
+    return cpulist.render(numbers).replace(",", f",{key}")
+
+
+def _parse_fill(variables: Mapping[str, str]) -> Iterator[frozenset[int]]:
+    for number in count():
+        text = variables.get(f"{PREFIX}FILL_{number}")
+        if text is None:
+            return
+        yield cpulist.parse(text.replace(_AFFINITY, ""))
 
 
 def _counts(counts: Mapping[int, int]) -> str:

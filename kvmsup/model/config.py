@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kvmsup import sizes
 from kvmsup.errors import ConfigError, Diagnostic
 from kvmsup.model import cells, wishes
-from kvmsup.model.guest import Cpu, Guest, Host, Machine, Memory
+from kvmsup.model.guest import Balloon, Cpu, Guest, Host, Machine, Memory
 from kvmsup.model.table import Document, Table
 from kvmsup.model.topology import Topology
 
@@ -19,11 +19,12 @@ GUEST_KEYS = {
     "machine": ("type", "accel", "kernel", "initrd", "cmdline"),
     "cpu": ("model", "features", "vcpus", "maxcpus", "sockets", "dies", "cores", "threads"),
     "placement": ("cpus", "smt", "nodes", "emulator", "scheduler", "core-scheduling", "vcpu"),
-    "memory": ("size", "hugepages", "lock", "ksm"),
+    "memory": ("size", "hugepages", "lock", "ksm", "balloon"),
+    "memory.balloon": ("min", "auto"),
     "iothread": (),
     "iothread.NAME": ("cpus",),
     "numa": (),
-    "numa.N": ("vcpus", "memory", "host-node"),
+    "numa.N": ("vcpus", "memory", "host-node", "distances"),
 }
 HOST_KEYS = {
     "": ("cpu", "ksm"),
@@ -31,6 +32,8 @@ HOST_KEYS = {
     "ksm": ("policy",),
 }
 
+# No Linux that does anything runs in less.
+LEAST_MEMORY = 64 << 20
 # QEMU's own limit for q35 with the interrupt controllers of 7.2 (hw/i386/pc_q35.c: max_cpus), raised later.
 MOST_VCPUS = 4096
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -83,7 +86,7 @@ def read_host(file: str, content: bytes, topology: Topology | None = None) -> Ho
     housekeeping = cpu.cpus("housekeeping", '"0-1"')
     if topology and housekeeping:
         wishes.check_on_host(cpu, "housekeeping", housekeeping, topology)
-    ksm = top.table("ksm", HOST_KEYS["ksm"]).choice("policy", ("always", "never"), "always")
+    ksm = top.table("ksm", HOST_KEYS["ksm"]).choice("policy", ("pressure", "always", "never"), "pressure")
     _warnings_or_raise(document)
     return Host(housekeeping, ksm)
 
@@ -208,4 +211,23 @@ def _memory(table: Table) -> Memory:
     if ksm and (page_size or lock):
         why = "hugepages are never merged" if page_size else "locked memory is never merged"
         table.note("ksm", f"has no effect: {why}", "ksm = false", severity="warning")
-    return Memory(size or 0, page_size, lock, ksm)
+    balloon = _balloon(table, size, page_size, lock) if "balloon" in table else None
+    return Memory(size or 0, page_size, lock, ksm, balloon)
+
+
+def _balloon(memory: Table, size: int | None, page_size: int, lock: bool) -> Balloon:
+    table = memory.table("balloon", GUEST_KEYS["memory.balloon"])
+    if page_size or lock:
+        kind, key = ("hugepages", "hugepages") if page_size else ("locked memory", "lock")
+        what = f"a balloon gives nothing back from {kind}"
+        memory.note("balloon", what, f"leave out memory.{key} or [memory.balloon]", at_key=True)
+    least, auto = table.size("min"), table.boolean("auto", False)
+    if "min" not in table and isinstance(memory.values["balloon"], dict):
+        table.note("", "min is missing: how small may the guest be made?", 'min = "1G"')
+    elif least is not None and least % sizes.UNITS["M"]:
+        table.note("min", f"{sizes.render(least)} is not a multiple of 1M", 'min = "512M"')
+    elif least is not None and least < LEAST_MEMORY:
+        table.note("min", f"no guest runs in {sizes.render(least)}", f'min = "{sizes.render(LEAST_MEMORY)}" or more')
+    elif least is not None and size and least > size:
+        table.note("min", f"{sizes.render(least)} is more than memory.size", f'min = "{sizes.render(size)}" or less')
+    return Balloon(least or 0, auto)

@@ -66,11 +66,22 @@ class IoThread(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One of the guest's own NUMA nodes: its vCPUs by index, its memory in bytes, and the host node, if chosen."""
+    """One of the guest's own NUMA nodes: its vCPUs by index, its memory in bytes, and the host node, if chosen.
+
+    `distances` are those to each guest node, in the units of the ACPI SLIT; none: QEMU's, 10 to itself and 20 else.
+    """
 
     vcpus: frozenset[int]
     memory: int
     host_node: int | None
+    distances: tuple[int, ...] = ()
+
+
+class Balloon(NamedTuple):
+    """The guest may be made smaller while it runs, down to `least` bytes: by hand, or with `auto` by kvmsup."""
+
+    least: int
+    auto: bool
 
 
 class Memory(NamedTuple):
@@ -80,6 +91,7 @@ class Memory(NamedTuple):
     page_size: int
     lock: bool
     ksm: bool
+    balloon: Balloon | None = None
 
 
 class Guest(NamedTuple):
@@ -110,4 +122,4 @@ class Host(NamedTuple):
     """/etc/kvmsup.toml: what holds for all guests of this host."""
 
     housekeeping: frozenset[int] | None  # host CPUs that no guest is given; None: the first core
-    ksm: str  # always | never
+    ksm: str  # pressure | always | never

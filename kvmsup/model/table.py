@@ -204,7 +204,13 @@ class Table:
 
     def size(self, key: str) -> int | None:
         """Bytes, or None where the key is absent or wrong."""
-        return self._parsed(key, sizes.parse, '"4G"', _size_hint)
+        size = self._parsed(key, sizes.parse, '"4G"', _size_hint)
+        text = str(self.values.get(key)).strip()
+        if size and text.isdigit() and size < sizes.UNITS["M"]:
+            # Legal, and never what is meant.
+            self.note(key, f'"{text}" without a unit are {text} bytes', _size_hint(text))
+            return None
+        return size
 
     def cpus(self, key: str, example: str) -> frozenset[int] | None:
         """A list of CPUs or nodes, never empty; None where the key is absent or wrong."""
@@ -240,6 +246,20 @@ class Table:
             else:
                 found.append(value)
         return tuple(found)
+
+    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+        """A list of whole numbers from `low` to `high`; none where the key is absent or one of them is wrong."""
+        values: list[object] = self._typed(key, list, f"[{low}]") or []
+        found = []
+        for index, value in enumerate(values):
+            path = (*self.path, key, index)
+            if not isinstance(value, int) or isinstance(value, bool):
+                self.document.note(path, f"{_told(value)}; expected a whole number")
+            elif not low <= value <= high:
+                self.document.note(path, f"{_figures(value)} is out of range", f"{low} to {high}")
+            else:
+                found.append(value)
+        return tuple(found) if len(found) == len(values) else ()
 
     def table(self, key: str, known: Sequence[str]) -> Table:
         """The table under `key`; an empty one where it is absent. No `known` means: any key."""

@@ -22,7 +22,8 @@ from kvmsup.plan.scene import OWNED, Scene, around
 class Placement(NamedTuple):
     """Host CPUs by vCPU index (maxcpus of them), those of every other thread, and the nodes of the memory.
 
-    `cells` has the host node of each guest node. `why` says in sentences how that came about.
+    `cells` has the host node of each guest node, `fill` the CPUs that fill each one's hugepages. `why` says in
+    sentences how that came about.
     """
 
     vcpu: tuple[frozenset[int], ...]
@@ -31,6 +32,7 @@ class Placement(NamedTuple):
     iothread: Mapping[str, frozenset[int]]
     nodes: frozenset[int]  # empty: memory is not bound
     cells: tuple[int, ...]
+    fill: tuple[frozenset[int], ...]
     why: tuple[str, ...]
 
 
@@ -57,13 +59,29 @@ def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim],
     nodes = frozenset(host_nodes) or _memory_nodes(guest, scene, cpus, why)
     for number, node in enumerate(host_nodes):
         why.append(f"guest node {number} on node {node}")
-    return Placement(vcpu, idle, emulator, iothread, nodes, host_nodes, tuple(why))
+    fill = _fill(guest, scene, vcpu, host_nodes or tuple(nodes)) if guest.pages else ()
+    return Placement(vcpu, idle, emulator, iothread, nodes, host_nodes, fill, tuple(why))
+
+
+def _fill(
+    guest: Guest, scene: Scene, vcpu: Sequence[frozenset[int]], nodes: Sequence[int]
+) -> tuple[frozenset[int], ...]:
+    """By memory backend the guest's own CPUs, those on the memory's node if any: filling is in nobody else's way.
+
+    Of a shared guest only if nobody can take all of these from it: without any QEMU could not start again.
+    """
+    indices = [cell.vcpus for cell in guest.cells] or [frozenset(range(guest.cpu.maxcpus))]
+    own = [frozenset[int]().union(*(vcpu[index] for index in share)) for share in indices]
+    near = [cpus & scene.topology.cpus_of((node,)) for cpus, node in zip(own, nodes, strict=True)]
+    lasting = [there if guest.placement.dedicated else there & scene.housekeeping for there in near]
+    return tuple(there if last else cpus for cpus, there, last in zip(own, near, lasting, strict=True))
 
 
 def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
     """What `guest` claims with `placement`; `loaded` is the fingerprint of its configuration. Not held yet."""
     scheduler = guest.placement.scheduler
     page_size = guest.memory.page_size
+    balloon = guest.memory.balloon
     pages = {min(placement.nodes): guest.pages} if guest.pages and not guest.cells else {}
     for cell, node in zip(guest.cells, placement.cells, strict=True) if page_size else ():
         pages[node] = pages.get(node, 0) + cell.memory // page_size
@@ -79,6 +97,7 @@ def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
         core_scheduling=guest.placement.core_scheduling,
         nodes=placement.nodes,
         cells=placement.cells,
+        fill=placement.fill,
         page_size=page_size,
         pages=pages,
         grown={},
@@ -87,6 +106,9 @@ def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
         # Hugepages and locked memory are never merged: consent to it changes nothing.
         ksm=guest.memory.ksm and not page_size and not guest.memory.lock,
         loaded=loaded,
+        size=guest.memory.size,
+        balloon=balloon.least if balloon else 0,
+        balloon_auto=bool(balloon and balloon.auto),
     )
 
 

@@ -55,6 +55,10 @@ def options(guest: Guest) -> Iterator[Option]:
     yield from _monitors(guest)
     yield from _consoles(guest)
     yield (["-device"], ["virtio-rng-pci"])
+    if guest.memory.balloon:
+        # deflate-on-oom: a guest that would kill a program takes memory out of the balloon instead.
+        balloon = props("virtio-balloon-pci", id="balloon", free_page_reporting="on", deflate_on_oom="on")
+        yield (["-device"], balloon)
 
 
 def _machine(guest: Guest) -> Iterator[Option]:
@@ -84,36 +88,49 @@ def _memory(guest: Guest) -> Iterator[Option]:
     memory = guest.memory
     yield (["-m"], props(f"size={memory.size >> 20}M"))
     if not guest.cells:
-        yield _backend(guest, "mem0", memory.size, "KVMSUP_HOST_NODES")
+        yield from _backend(guest, 0, memory.size, guest.cpu.maxcpus, "KVMSUP_HOST_NODES")
     for number, cell in enumerate(guest.cells):
-        yield _backend(guest, f"mem{number}", cell.memory, f"KVMSUP_CELL_{number}")
+        yield from _backend(guest, number, cell.memory, len(cell.vcpus), f"KVMSUP_CELL_{number}")
         cpus = cpulist.render(cell.vcpus).split(",")
         # One range at a time (qemu(1), -numa).
         node: Word = props("node", nodeid=number, memdev=f"mem{number}")
         yield (["-numa"], [*node, *(f",cpus={part}" for part in cpus)])
+    for number, cell in enumerate(guest.cells):
+        for other, distance in enumerate(cell.distances):
+            if other != number:
+                yield (["-numa"], props("dist", src=number, dst=other, val=distance))
     if memory.lock:
         yield (["-overcommit"], props("mem-lock=on"))
 
 
-def _backend(guest: Guest, name: str, size: int, nodes: str) -> Option:
-    """The memory of the guest, or of one of its nodes, on the host nodes that the claim's variable `nodes` names."""
+def _backend(guest: Guest, number: int, size: int, vcpus: int, nodes: str) -> Iterator[Option]:
+    """The memory of the guest, or of one of its nodes, on the host nodes that the claim's variable `nodes` names.
+
+    Hugepages are filled by a thread for each of its `vcpus`, on their CPUs: elsewhere they would be in another
+    guest's way, or all on one housekeeping CPU. QEMU lets a thread context set its affinity before the sandbox
+    forbids that to all of QEMU (system/vl.c, object_create_pre_sandbox).
+    """
     memory = guest.memory
-    values: dict[str, str | int | Variable] = {"id": name, "size": f"{size >> 20}M"}
+    values: dict[str, str | int | Variable] = {"id": f"mem{number}", "size": f"{size >> 20}M"}
     if memory.page_size:
-        # A private mapping of hugetlb pages would be copied on write and need each page twice.
+        fill = f"fill{number}"
+        yield (["-object"], props("thread-context", id=fill, cpu_affinity=Variable(f"KVMSUP_FILL_{number}")))
         kind = "memory-backend-memfd"
         values |= {
             "hugetlb": "on",
             "hugetlbsize": sizes.render(memory.page_size),
-            "share": "on",
+            # Nobody else maps it. A private mapping takes each page once too: the file itself stays empty.
+            "share": "off",
             "prealloc": "on",
+            "prealloc_threads": vcpus,
+            "prealloc_context": fill,
         }
     else:
         kind = "memory-backend-ram"
         values |= {"merge": "on" if memory.ksm else "off"}
     if guest.bound:
         values |= {"policy": "bind", "host_nodes": Variable(nodes)}
-    return (["-object"], props(kind, **values))
+    yield (["-object"], props(kind, **values))
 
 
 def _monitors(guest: Guest) -> Iterator[Option]:

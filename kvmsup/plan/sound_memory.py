@@ -65,6 +65,8 @@ def _ksm(facts: Facts) -> Finding:
     if consenting and facts.memory.policy == "always":
         told = f"off, although {', '.join(consenting)} would have it on"
         return warn("KSM", told, f"echo 0 > {_KSM}; systemctl restart kvmsup")
+    if consenting and facts.memory.policy == "pressure":
+        return ok("KSM", "off: it waits until memory is short, as /etc/kvmsup.toml says")
     return ok("KSM", "off, as /etc/kvmsup.toml says" if consenting else "off: no guest that runs asks for it")
 
 

@@ -24,10 +24,10 @@ _kvmsup() {
         return
     fi
     case $verb in
-        '') words='check console cpu-models host list plan status topology verify --help --version' ;;
+        '') words='balloon check console cpu-models host list plan status topology verify --help --version' ;;
         check) words="$(_kvmsup_guests) --root --json --help" ;;
         plan) words="$(_kvmsup_guests) --root --json --help" ;;
-        console | status | verify) words="$(_kvmsup_guests) --json --help" ;;
+        balloon | console | status | verify) words="$(_kvmsup_guests) --json --help" ;;
         cpu-models) words='--usable --machine --accel --json --help' ;;
         topology) words='--svg --root --json --help' ;;
         host | list) words='--json --help' ;;

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvmsup.model import config
-from kvmsup.plan import qemu
+from kvmsup.plan import dropin, qemu
 from kvmsup.plan.unitfile import Variable, Word
 from tests.golden import CASES, tree
 from tests.unit import real_systemd, systemd_syntax
@@ -72,7 +72,8 @@ def literal(word: Word) -> str:
 
 @pytest.mark.parametrize("case", [case for case in CASES if guests(case)], ids=lambda case: case.name)
 def test_systemd_reads_the_very_command_line(case: Path) -> None:
-    names = {name: f"${{{name}}}" for name in ("KVMSUP_HOST_NODES", "KVMSUP_CELL_0", "KVMSUP_CELL_1")}
+    claimed = ("HOST_NODES", "CELL_0", "CELL_1", "FILL_0", "FILL_1")
+    names = {name: f"${{{name}}}" for name in (f"KVMSUP_{word}" for word in claimed)}
     for guest in guests(case):
         content = (case / f"etc/kvmsup/{guest}.toml").read_bytes()
         asked = config.read_guest(guest, f"{guest}.toml", content).guest
@@ -83,3 +84,9 @@ def test_systemd_reads_the_very_command_line(case: Path) -> None:
         assert found == [literal(word) for option in qemu.options(asked) for word in option]
         described = f"KVM guest {guest}" + (f": {asked.description}" if asked.description else "")
         assert f"\tDescription: {described}\n" in dump
+
+
+def test_patience_grows_from_what_the_units_have() -> None:
+    """The generated TimeoutStartSec= is the packaged one and something on top."""
+    for unit, seconds in (("kvm@", dropin._START_SECONDS), ("kvm-setup@", dropin._SETUP_SECONDS)):
+        assert f"\nTimeoutStartSec={seconds}\n" in (Path(__file__).parents[2] / f"units/{unit}.service").read_text()

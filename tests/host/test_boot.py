@@ -29,6 +29,10 @@ def test_an_enabled_guest_comes_up_with_the_host(host: Host) -> None:
     assert host.read("/proc/sys/kernel/random/boot_id") != boot
     host.wait_for("[ $(systemctl show -P ActiveState kvm@tiny) = active ]", timeout=120)
     assert guests.pages(host) == (32, 0)
+    # Its pages were taken before anything else of the host could scatter its memory.
+    entered = "ActiveEnterTimestampMonotonic"
+    when = [int(guests.show(host, unit, entered)[entered]) for unit in ("kvm-setup@tiny", "basic.target")]
+    assert 0 < when[0] < when[1]
     assert guests.allowed(host, guests.pid(host, "tiny"))["CPU 0/KVM"] == "2"
     guests.kill(host, "tiny")
     assert guests.leftovers(host) == []

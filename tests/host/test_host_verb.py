@@ -196,6 +196,7 @@ def test_who_runs_on_isolated_cpus(isolating: Host, sound: dict[str, str]) -> No
 
 def test_with_a_guest(host: Host, sound: dict[str, str]) -> None:
     """KSM that was turned off under a guest that consents, and memory of a guest that went to swap."""
+    host.put(b'[ksm]\npolicy = "always"\n', "/etc/kvmsup.toml")
     guests.configure(host, {"consents": guests.SHARED + "ksm = true\n"})
     guests.start(host, "consents")
     host.wait_for(f"[ $(cat {KSM}) = 1 ]", timeout=60)
@@ -214,5 +215,5 @@ def test_with_a_guest(host: Host, sound: dict[str, str]) -> None:
     held = int(shell(host, f"awk '/^VmSwap/ {{print $2}}' /proc/{guests.pid(host, 'consents')}/status"))
     assert found["swap"]["told"] == f"guests' memory is in it: {held >> 10} MiB of consents"
     guests.kill(host, "consents")
-    host.run("swapoff /swap; rm /swap")
+    host.run("swapoff /swap; rm /swap /etc/kvmsup.toml")
     assert verdicts(asked(host)) == sound

@@ -110,6 +110,7 @@ def claim(
         core_scheduling=False,
         nodes=cpulist.parse(nodes),
         cells=(),
+        fill=(),
         page_size=page_size,
         pages=pages or {},
         grown=grown or {},

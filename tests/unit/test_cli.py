@@ -72,7 +72,7 @@ def test_check_is_whole(capsys: pytest.CaptureFixture[str]) -> None:
         '  3 | housekeping = "0-3"\n'
         "    | ^^^^^^^^^^^\n"
         "  hint: did you mean housekeeping?\n"
-        "/etc/kvmsup.toml:6:10: ksm.policy: \"sometimes\" is not one of always, never\n"
+        "/etc/kvmsup.toml:6:10: ksm.policy: \"sometimes\" is not one of pressure, always, never\n"
         '  6 | policy = "sometimes"\n'
         "    |          ^^^^^^^^^^^\n"
     )  # fmt: skip

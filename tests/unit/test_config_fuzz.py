@@ -129,11 +129,19 @@ def check_dropin(guest: Guest) -> None:
         found = systemd_syntax.directives(text)
         names = [key for key, _ in found if key != "ExecStart"]
         assert len(names) == len(set(names))
-        assert set(names) <= {"SourcePath", "Description", "Slice", "CPUAffinity", "LimitMEMLOCK", "Environment"}
+        assert set(names) <= {
+            "SourcePath",
+            "Description",
+            "Slice",
+            "CPUAffinity",
+            "LimitMEMLOCK",
+            "Environment",
+            "TimeoutStartSec",
+        }
         if name.startswith("kvm@"):
             reset, command = (value for key, value in found if key == "ExecStart")
             assert reset == ""
-            argv = systemd_syntax.command(command, {"KVMSUP_HOST_NODES": "0"})
+            argv = systemd_syntax.command(command, {"KVMSUP_HOST_NODES": "0", "KVMSUP_FILL_0": "1"})
             assert argv.count("-append") <= 1 and argv[:3] == ["/usr/bin/qemu-system-x86_64", "-name", argv[2]]
             assert guest.machine.cmdline in argv or not guest.machine.cmdline
 
@@ -159,7 +167,7 @@ def test_any_host(values: dict[str, Any], topology: Topology | None) -> None:
         check_told(error)
     else:
         assert host.housekeeping is None or cpulist.render(host.housekeeping)
-        assert host.ksm in ("always", "never")
+        assert host.ksm in ("pressure", "always", "never")
 
 
 @given(st.binary(max_size=40) | st.text(st.sampled_from("[]{}=.\"'#\n\\ ab1,"), max_size=30).map(str.encode))

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmsup import cpulist, sizes
+from tests.unit import real_systemd
 
 NUMBERS = st.frozensets(st.integers(0, cpulist.HIGHEST), max_size=40) | st.frozensets(st.integers(0, 12))
 
@@ -105,58 +108,72 @@ def test_list_of_a_number_too_long_to_convert() -> None:
     assert str(caught.value) == f"has a number over 8191: {'1' * 20}"
 
 
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("1K", 1 << 10), ("512M", 512 << 20), ("4G", 4 << 30), ("2T", 2 << 40), ("0K", 0), ("007M", 7 << 20)],
-)
+SIZES = [
+    ("1K", 1 << 10), ("512M", 512 << 20), ("4G", 4 << 30), ("2T", 2 << 40), ("0K", 0), ("007M", 7 << 20),
+    ("1048576", 1 << 20), ("8", 8), ("1024B", 1024), ("1.5G", 1536 << 20), ("0.5K", 512),
+    ("1.0009765625M", 1025 << 10),
+    ("8 G", 8 << 30), ("+1G", 1 << 30), (" 4G ", 4 << 30), ("1G 512M", 1536 << 20), ("1G512M", 1536 << 20),
+    ("1G 1M 1K 1", (1 << 30) + (1 << 20) + 1025),
+    ("0.001P", (1 << 50) // 1000),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "size"), SIZES)
 def test_size(text: str, size: int) -> None:
     assert sizes.parse(text) == size
 
 
-WHOLE = "is not a whole number followed by K, M, G or T"
+WHOLE = "is no number followed by K, M, G or T"
 MORE = "is more than any host can have, which is 4096T"
 BYTES = "has a unit that reads as bytes to the base 1000 here and 1024 there"
+ORDER = "has its parts not in the order of their units, the largest first"
+LOWER = "has its unit in lower case"
+WRONG = [
+    ("", WHOLE), (" ", WHOLE), ("G", WHOLE), ("-1G", WHOLE), ("1e3M", WHOLE), ("0x1G", WHOLE),
+    ("1_0G", WHOLE),
+    ("³G", WHOLE), ("٣G", WHOLE), ("4,5G", WHOLE), ("1G 5xM", WHOLE), ("infinity", WHOLE), ("50%", WHOLE),
+    ("4G\n", WHOLE),
+    ("8GB", BYTES), ("8GiB", BYTES), ("8 gib", BYTES), ("4g", LOWER), ("512m", LOWER), ("1.5g", LOWER),
+    ("1M 1G", ORDER), ("1G 1G", ORDER), ("4097T", MORE), ("5P", MORE), ("12345678901234567890", MORE),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", WHOLE),
-        ("G", WHOLE),
-        ("8 G", WHOLE),
-        ("-1G", WHOLE),
-        ("+1G", WHOLE),
-        ("1.5G", WHOLE),
-        ("1e3M", WHOLE),
-        ("0x1G", WHOLE),
-        ("1_0G", WHOLE),
-        ("³G", WHOLE),
-        ("٣G", WHOLE),
-        ("4GM", WHOLE),
-        ("4P", WHOLE),
-        ("4G\n", WHOLE),
-        (" 4G", WHOLE),
-        ("4097T", MORE),
-        ("1234567890123456G", MORE),
-        ("8GB", BYTES),
-        ("8GiB", BYTES),
-        ("8gib", BYTES),
-        ("8B", BYTES),
-        ("8", "has no unit"),
-        ("4g", "has its unit in lower case"),
-        ("512m", "has its unit in lower case"),
-    ],
-)
+@pytest.mark.parametrize(("text", "said"), WRONG)
 def test_size_that_is_none(text: str, said: str) -> None:
     with pytest.raises(ValueError) as caught:
         sizes.parse(text)
     assert str(caught.value) == said
 
 
+def test_sizes_are_what_systemd_takes_them_for() -> None:
+    """systemd reads them as MemoryMax= of a unit, and says what it has read, or that it could not."""
+    asked = [text for text, _ in SIZES if sizes.parse(text)] + [
+        text for text, said in WRONG if said != MORE and text.strip()
+    ]
+    asked = [text for text in asked if "%" not in text and text != "infinity" and "\n" not in text]
+    files = {
+        f"size{number}.service": f"[Service]\nExecStart=/bin/true\nMemoryMax={text}\n"
+        for number, text in enumerate(asked)
+    }
+    files["all.service"] = (
+        "[Unit]\n" + "".join(f"Wants={name}\n" for name in files) + "[Service]\nExecStart=/bin/true\n"
+    )
+    dump = real_systemd.load(files, "all.service")
+    for number, text in enumerate(asked):
+        block = dump.partition(f"-> Unit size{number}.service:\n")[2].partition("-> Unit ")[0]
+        told = re.search(r"MemoryMax: (\d+)", block)
+        assert told, block
+        try:
+            size = sizes.parse(text)
+        except ValueError:
+            size = (1 << 64) - 1  # left at its default, which is infinity
+        assert (text, int(told[1])) == (text, size)
+
+
 def test_size_too_long_to_convert() -> None:
     with pytest.raises(ValueError) as caught:
         sizes.parse("1" * 5000 + "G")
-    assert str(caught.value) == MORE
+    assert str(caught.value) == ORDER
 
 
 @given(st.integers(1, 4096), st.sampled_from(list(sizes.UNITS.values())))
@@ -171,7 +188,8 @@ def test_size_only_raises_what_it_says(text: str) -> None:
     except ValueError as error:
         assert str(error).startswith(("is ", "has "))
     else:
-        assert text == f"{text[:-1]}{text[-1]}" and size == int(text[:-1]) * sizes.UNITS[text[-1]]
+        assert 0 <= size <= sizes.MOST
+        assert sizes.parse(f" {text} ") == size
 
 
 @pytest.mark.parametrize(

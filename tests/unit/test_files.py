@@ -180,6 +180,7 @@ FULL = claim(
     ksm=True,
 )._replace(
     idle=frozenset((3, 7)), iothread={"io0": frozenset((4,)), "net-1": frozenset((0, 1))}, cells=(1, 0, 3),
+    fill=(frozenset((4, 6, 7)), frozenset((0,)), frozenset((9,))),
     core_scheduling=True,
 )  # fmt: skip
 
@@ -205,6 +206,7 @@ def test_claim_is_what_systemd_reads_too(tmp_path: Path) -> None:
         name, _, value = line.partition("=")
         assert name.startswith("KVMSUP_") and set(value) <= set("0123456789abcdefghijklmnopqrstuvwxyz,-:= ")
     assert "KVMSUP_HOST_NODES=0-1,host-nodes=3\n" in text
+    assert "KVMSUP_FILL_0=4,cpu-affinity=6-7\n" in text
     variables = dict(line.split("=", 1) for line in text.splitlines())
     assert claim_text.from_environment(variables, "x") == FULL
     assert FULL.own_cpus == {2, 3, 6, 7, 8, 9}
@@ -216,7 +218,8 @@ def test_claim_is_what_systemd_reads_too(tmp_path: Path) -> None:
 OPTIONAL = {
     f"KVMSUP_{name}"
     for name in (
-        "HOST_NODES", "LOADED", "IDLE_CPUS", "IOTHREAD_CPUS", "CORE_SCHEDULING", "CELLS", "CELL_0", "CELL_1", "CELL_2"
+        "HOST_NODES", "LOADED", "IDLE_CPUS", "IOTHREAD_CPUS", "CORE_SCHEDULING", "CELLS", "CELL_0", "CELL_1", "CELL_2",
+        "FILL_0", "FILL_1", "FILL_2", "SIZE", "BALLOON", "BALLOON_AUTO",
     )
 }  # fmt: skip
 LINES = claim_text.render(FULL).splitlines()

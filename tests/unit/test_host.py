@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is read from the kernel's files and written to them: topology, memory, hugepage pools, KSM."""
+"""What is read from the kernel's files and written to them: topology, memory, hugepage pools."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmsup.effects import hugepages, ksm, sysfs
+from kvmsup.effects import hugepages, numa_maps, sysfs
 from kvmsup.errors import HostError
-from kvmsup.plan import ksm as policy
 from tests.unit import trees
 from tests.unit.hosts import claim
 from tests.unit.trees import PAGE, Pools, pools
@@ -99,6 +98,25 @@ def test_promised(tmp_path: Path) -> None:
     assert hugepages.promised(root, 0, PAGE, others) == 10
 
 
+def test_where_a_bound_guests_memory_is(tmp_path: Path) -> None:
+    root = str(tmp_path)
+    lines = [
+        "7f0 bind:0 anon=300 dirty=300 N0=256 N1=44 kernelpagesize_kB=4",
+        "7f1 bind:0-1 anon=8 N0=4 N1=4 kernelpagesize_kB=4",
+        "7f2 default stack anon=9 N1=9 kernelpagesize_kB=4",
+        "7f3 bind=static:2 huge N2=1 kernelpagesize_kB=2048",
+        "7f4 bind:0 file=/usr/lib/N3=5 N0=1 kernelpagesize_kB=4",
+        "7f5 bind:x N0=1 kernelpagesize_kB=4",
+        "7f6",
+        "",
+    ]
+    trees.write(root, "/proc/7/numa_maps", "\n".join(lines))
+    there, astray = numa_maps.bound(root, 7)
+    assert there == {0: 261 << 12, 1: 48 << 12, 2: 2 << 20}
+    assert astray == {1: 44 << 12}
+    assert numa_maps.bound(root, 8) == ({}, {})
+
+
 def test_give_back(tmp_path: Path, pools: Pools, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hugepages, "_SETTLE_SECONDS", 0.05)
     root = str(tmp_path)
@@ -120,59 +138,3 @@ def test_give_back(tmp_path: Path, pools: Pools, monkeypatch: pytest.MonkeyPatch
     pools.create(0, 9)
     assert hugepages.give_back(root, HELD._replace(held=False, before={0: 7}), []) == {}
     assert pools.total(0) == 7
-
-
-def ksm_root(tmp_path: Path, value: str) -> str:
-    trees.write(str(tmp_path), "/sys/kernel/mm/ksm/run", value)
-    (tmp_path / "run/kvmsup").mkdir(parents=True, exist_ok=True)
-    return str(tmp_path)
-
-
-@pytest.mark.parametrize("found", ["0", "1", "2"])
-def test_ksm_is_borrowed(tmp_path: Path, found: str) -> None:
-    root = ksm_root(tmp_path, found)
-    assert ksm.available(root)
-    for _ in range(2):
-        ksm.start(root)
-        assert trees.read(root, "/sys/kernel/mm/ksm/run") == "1"
-    for _ in range(2):
-        ksm.restore(root)
-        assert trees.read(root, "/sys/kernel/mm/ksm/run") == found
-    assert os.listdir(f"{root}/run/kvmsup") == []
-
-
-@pytest.mark.parametrize("changed", ["0", "2"])
-def test_ksm_keeps_the_administrators_change(tmp_path: Path, changed: str) -> None:
-    root = ksm_root(tmp_path, "2" if changed == "0" else "0")
-    ksm.start(root)
-    trees.write(root, "/sys/kernel/mm/ksm/run", changed)
-    ksm.restore(root)
-    assert trees.read(root, "/sys/kernel/mm/ksm/run") == changed
-    assert os.listdir(f"{root}/run/kvmsup") == []
-
-
-def test_ksm_is_found_again_after_the_supervisor_was_killed(tmp_path: Path) -> None:
-    root = ksm_root(tmp_path, "0")
-    ksm.start(root)
-    ksm.start(root)  # a new supervisor: what it finds now is our own value
-    ksm.restore(root)
-    assert trees.read(root, "/sys/kernel/mm/ksm/run") == "0"
-
-
-def test_ksm_is_not_there(tmp_path: Path) -> None:
-    assert not ksm.available(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("name", "claims", "wanted"),
-    [
-        ("always", [], False),
-        ("always", [claim("a", ksm=True)], True),
-        ("always", [claim("a", ksm=True, held=False)], False),
-        ("always", [claim("a"), claim("b", ksm=True)], True),
-        ("always", [claim("a")], False),
-        ("never", [claim("a", ksm=True)], False),
-    ],
-)
-def test_ksm_needs_consent(name: str, claims: list[object], wanted: bool) -> None:
-    assert policy.wanted(name, claims) is wanted  # type: ignore[arg-type]

@@ -559,6 +559,25 @@ def test_memory_refused(asked: Guest, said: str) -> None:
     assert str(caught.value) == said
 
 
+@pytest.mark.parametrize(
+    ("asked", "roomy", "fill"),
+    [
+        (guest(2, dedicated=True), 0, []),
+        (guest(2, dedicated=True, page_size=PAGES), 0, ["1,5"]),
+        (guest(2, page_size=PAGES, nodes="1"), 0, ["2-3,6-7"]),
+        (guest(2, page_size=PAGES), 0, ["0-1,4-5"]),
+        # All CPUs of node 1 may be given to others later.
+        (guest(2, page_size=PAGES), 1, ["0-7"]),
+        (guest(2, dedicated=True, page_size=PAGES, cells=[cell("0", 1), cell("1", 0)]), 0, ["2", "1"]),
+        (guest(2, dedicated=True, page_size=PAGES, vcpu=["2", "6"]), 0, ["2,6"]),
+    ],
+)
+def test_hugepages_are_filled_on_the_guests_own_cpus_of_their_node(asked: Guest, roomy: int, fill: list[str]) -> None:
+    placed = place(asked, HOST, TWO, [], {0: 2 << 30, 1: 2 << 30, roomy: 3 << 30})
+    claimed = placing.claim(asked, placed, "")
+    assert list(map(cpulist.render, claimed.fill)) == fill
+
+
 @pytest.mark.parametrize("threads", [{"emulator": "1"}, {"iothreads": {"io": "1"}}])
 def test_a_vcpu_is_not_put_where_qemus_own_threads_were_chosen(threads: dict[str, Any]) -> None:
     beside = place(guest(2, dedicated=True, **threads), HOST, EIGHT, [], {})

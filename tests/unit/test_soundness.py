@@ -522,6 +522,7 @@ def test_memory(tmp_path: Path) -> None:
         ("1", True, "always", "ok", "on, for web"),
         ("1", False, "always", "warn", "on, although no guest that runs consents to it"),
         ("0", True, "always", "warn", "off, although web would have it on"),
+        ("0", True, "pressure", "ok", "off: it waits until memory is short, as /etc/kvmsup.toml says"),
         ("0", True, "never", "ok", "off, as /etc/kvmsup.toml says"),
         ("0", False, "always", "ok", "off: no guest that runs asks for it"),
         ("x", False, "always", "unknown", "/sys/kernel/mm/ksm/run cannot be read"),

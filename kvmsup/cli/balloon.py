@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kvmsup balloon GUEST [SIZE]: how much of its memory a running guest has, and making that less or more."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from kvmsup.cli import show
+from kvmsup.effects import balloon, configs, observe
+from kvmsup.errors import KvmsupError, QmpError
+from kvmsup.model.claim import Claim
+from kvmsup.model.table import nearest
+from kvmsup.plan.balloon import told
+
+_PATIENCE_SECONDS = 2.0
+_LOOK_SECONDS = 0.25
+_LINE_SECONDS = 2.0
+# A guest that gets nowhere for this long has nothing more to give. Linux tries again five times a second
+# (drivers/virtio/virtio_balloon.c, fill_balloon).
+_STUCK_SECONDS = 10.0
+
+
+def run(asked: argparse.Namespace) -> int:
+    """Show the guest's balloon, or resize it and wait; 1 when it did not get there."""
+    seen = _running(asked.guest)
+    if asked.size is not None:
+        _check(seen.claim, asked.size)
+        _resize(seen, asked.size)
+        try:
+            _wait(seen, asked.size, _Progress(asked))
+        except KeyboardInterrupt:
+            print(f"\n{asked.guest} goes on without being watched", file=sys.stderr)
+            raise
+    report = observe.balloon("", seen)
+    if report is None:
+        raise KvmsupError(f"{asked.guest} has ended")
+    reached = asked.size is None or report["actual"] == asked.size
+    if asked.json:
+        show.as_json({"name": asked.guest, **report, "asked": asked.size})
+    else:
+        print(f"{asked.guest}: {show.balloon(report)}")
+        if not reached:
+            print(_why(asked.guest, asked.size, report), file=sys.stderr)
+    return 0 if reached else 1
+
+
+def _running(guest: str) -> observe.Seen:
+    """The guest, which runs and has a balloon. Raises KvmsupError."""
+    seen = observe.guests("", [guest])[0]
+    if not seen.configured and not seen.claim:
+        near = nearest(guest, configs.names(""))
+        hint = f"did you mean {near}?" if near else "kvmsup list shows those there are"
+        raise KvmsupError(f"there is no guest {guest}", hint)
+    if not seen.claim or not seen.pid:
+        raise KvmsupError(f"guest {guest} does not run", f"systemctl start kvm@{guest}")
+    if not seen.claim.balloon:
+        hint = f"write [memory.balloon] with min into /etc/kvmsup/{guest}.toml; it applies from the next start on"
+        raise KvmsupError(f"{guest} was started without a balloon", hint)
+    return seen
+
+
+def _check(claim: Claim | None, size: int) -> None:
+    """Raises KvmsupError for a size that the guest's file does not allow."""
+    assert claim
+    bounds = f"{told(claim.balloon)} (memory.balloon.min) to {told(claim.size)} (memory.size)"
+    if not claim.balloon <= size <= claim.size:
+        raise KvmsupError(f"{told(size)} is not a size for {claim.guest}", bounds)
+    if size % (1 << 20):
+        raise KvmsupError(f"{size} bytes are not a multiple of 1M", bounds)
+    if claim.balloon_auto:
+        hint = "memory.balloon.auto = false makes it yours to set, from the guest's next start on"
+        raise KvmsupError(f"the size of {claim.guest} follows the host's memory by itself", hint)
+
+
+def _resize(seen: observe.Seen, size: int) -> None:
+    try:
+        with balloon.monitor("", seen.name, seen.pid, "admin", _PATIENCE_SECONDS) as talk:
+            balloon.resize(talk, size)
+    except QmpError as error:
+        raise KvmsupError(f"QEMU of {seen.name} cannot be asked: {error}") from None
+
+
+class _Progress:
+    """One line that is written over on a terminal, a line now and then elsewhere, nothing for programs."""
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        self.guest, self.size, self.silent = asked.guest, asked.size, asked.json
+        self.terminal = sys.stderr.isatty()
+        self.next = time.monotonic() + (0 if self.terminal else _LINE_SECONDS)
+
+    def at(self, actual: int) -> None:
+        if self.silent or time.monotonic() < self.next:
+            return
+        line = f"{self.guest}: {told(actual)}, on its way to {told(self.size)}"
+        if self.terminal:
+            print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+            self.next = time.monotonic() + _LINE_SECONDS
+
+    def end(self) -> None:
+        if self.terminal and not self.silent:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _wait(seen: observe.Seen, size: int, progress: _Progress) -> None:
+    """Until the guest has `size`, or gets nowhere. The monitor is left free between two looks. Raises KvmsupError."""
+    last, moved = -1, time.monotonic()
+    while True:
+        try:
+            with balloon.monitor("", seen.name, seen.pid, "admin", _PATIENCE_SECONDS) as talk:
+                actual = balloon.actual(talk)
+        except QmpError as error:
+            raise KvmsupError(f"QEMU of {seen.name} cannot be asked any more: {error}") from None
+        if actual != last:
+            last, moved = actual, time.monotonic()
+        if actual == size or time.monotonic() - moved > _STUCK_SECONDS:
+            return progress.end()
+        progress.at(actual)
+        time.sleep(_LOOK_SECONDS)
+
+
+def _why(guest: str, size: int, report: dict[str, Any]) -> str:
+    """What keeps a guest that has got nowhere for a while."""
+    if report["available"] is None:
+        what = "nothing in the guest answers: it has no virtio balloon driver, or has not booted so far"
+    elif size < report["actual"]:
+        what = f"the guest has {told(report['available'])} available and gives no more"
+    else:
+        what = "the guest does not take it"
+    hint = f"it stays asked for; kvmsup balloon {guest} tells how far it is"
+    return f"kvmsup: {KvmsupError(f'{guest} has not got to {told(size)}: {what}', hint)}"

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which process has pages on which node: /proc/PID/numa_maps (numa(7)).
+
+Reading it walks the page tables of the process, so it is read of guests, and of processes that are known to have what
+is looked for; never of all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from kvmsup import cpulist
+from kvmsup.effects import files
+
+
+class Mapping(NamedTuple):
+    """One mapping; `bound` are the nodes that its memory may come from, empty where any may."""
+
+    bound: frozenset[int]
+    page_size: int
+    pages: dict[int, int]  # by node
+
+
+class User(NamedTuple):
+    """A process with hugepages on a node."""
+
+    pid: int
+    name: str
+    pages: int
+
+
+def mappings(root: str, pid: int) -> list[Mapping]:
+    """The mappings of `pid` that have pages; none when it has ended."""
+    try:
+        lines = files.read(f"{root}/proc/{pid}/numa_maps").splitlines()
+    except OSError:
+        return []
+    return list(_parse(lines))
+
+
+def _parse(lines: list[str]) -> Iterator[Mapping]:
+    """`7f… bind:0 file=… huge dirty=256 N0=256 kernelpagesize_kB=2048`; a line that is something else is left out."""
+    for line in lines:
+        _, policy, *words = *line.split(), "", ""
+        pairs = dict(word.split("=", 1) for word in words if "=" in word)
+        counts = {key[1:]: value for key, value in pairs.items() if key[:1] == "N" and key[1:].isdecimal()}
+        try:
+            pages = {int(node): int(count) for node, count in counts.items()}
+            page_size = int(pairs.get("kernelpagesize_kB", "0")) << 10
+            mode, _, nodes = policy.partition(":")
+            bound = cpulist.parse(nodes) if mode.partition("=")[0] == "bind" else frozenset[int]()
+        except ValueError:
+            continue
+        if pages:
+            yield Mapping(bound, page_size, pages)
+
+
+def users(root: str, node: int, page_size: int) -> list[User]:
+    """The processes that have pages of `page_size` (bytes) on `node`, the largest first."""
+    found = [User(pid, name, pages(root, pid, node, page_size)) for pid, name in _with_hugepages(root)]
+    return sorted((user for user in found if user.pages), key=lambda user: (-user.pages, user.pid))
+
+
+def pages(root: str, pid: int, node: int, page_size: int) -> int:
+    """How many pages of `page_size` (bytes) `pid` has on `node`; 0 when it has ended."""
+    return sum(one.pages.get(node, 0) for one in mappings(root, pid) if one.page_size == page_size)
+
+
+def _with_hugepages(root: str) -> Iterator[tuple[int, str]]:
+    """Processes with hugepages of any size, and their names: status tells cheaply (proc(5), HugetlbPages)."""
+    try:
+        pids = [int(name) for name in os.listdir(f"{root}/proc") if name.isdecimal()]
+    except OSError:
+        return
+    for pid in pids:
+        try:
+            lines = files.read(f"{root}/proc/{pid}/status").splitlines()
+        except OSError:
+            continue  # it has ended
+        told = dict(line.split(":", 1) for line in lines if ":" in line)
+        if told.get("HugetlbPages", "0 kB").split()[:1] not in ([], ["0"]):
+            yield pid, told.get("Name", "").strip()
+
+
+def bound(root: str, pid: int) -> tuple[dict[int, int], dict[int, int]]:
+    """Bytes by node of the bound mappings of `pid`, a guest's memory, and of those what is where it may not be."""
+    there: Counter[int] = Counter()
+    astray: Counter[int] = Counter()
+    for one in mappings(root, pid):
+        for node, count in one.pages.items() if one.bound else ():
+            there[node] += count * one.page_size
+            if node not in one.bound:
+                astray[node] += count * one.page_size
+    return dict(sorted(there.items())), dict(sorted(astray.items()))
