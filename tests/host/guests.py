@@ -49,6 +49,14 @@ def keep_supervisor(host: Host) -> None:
     host.run("systemctl daemon-reload; systemctl start keep-supervisor", timeout=120)
 
 
+def be_patient_with(host: Host, unit: str) -> None:
+    """Ten minutes for `unit` to start: that many at once on emulated CPUs are slower than any real host."""
+    directory = f"/run/systemd/system/{unit}.d"
+    host.run(f"mkdir -p {directory}")
+    host.put(b"[Service]\nTimeoutStartSec=600\n", f"{directory}/patience.conf")
+    host.run("systemctl daemon-reload")
+
+
 def install_demo(host: Host) -> None:
     """Build the demo guest's initramfs on the host, and configure it."""
     host.run("mkdir -p /root/demo")

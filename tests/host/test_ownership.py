@@ -29,6 +29,7 @@ def test_as_many_win_as_fit_and_the_others_are_told_who_holds(host: Host) -> Non
     """50 guests that want one CPU each start at once; 6 of the host's 8 are there for guests."""
     names = [f"g{number}" for number in range(MANY)]
     guests.configure(host, dict.fromkeys(names, ONE))
+    guests.be_patient_with(host, "kvm-setup@.service")
     # One transaction: as many calls of systemctl would come one after the other.
     wants = "\n".join(f"Wants=kvm@{name}.service" for name in names)
     host.put(f"[Unit]\n{wants}\n".encode(), "/run/systemd/system/many.target")
