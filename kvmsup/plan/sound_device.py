@@ -13,6 +13,9 @@ from kvmsup.plan.sound_virtualisation import kind_of
 
 _NODE = "mknod -m 0660 /dev/kvm c 10 232 && chgrp kvm /dev/kvm"  # Documentation/admin-guide/devices.txt
 _RULE = 'echo \'KERNEL=="kvm", GROUP="kvm", MODE="0660"\' > /etc/udev/rules.d/99-kvmsup.rules'
+# Making a machine is an event of the device (virt/kvm/kvm_main.c, kvm_uevent_notify_change), at which udev sets what
+# its rules say: so a rule comes first, and what is done by hand comes when no event is left that knows only old ones.
+_LOADED = "udevadm control --reload && udevadm settle"
 _REMOVAL = {
     "vboxdrv": "modprobe -r vboxnetadp vboxnetflt vboxdrv  # after its machines are shut down",
     "vmmon": "systemctl stop vmware  # after its machines are shut down",
@@ -40,11 +43,11 @@ def _device(facts: Facts) -> Finding:
     if device.mode & 0o006 == 0o006:
         return ok("/dev/kvm", f"mode {device.mode:04o}: every user may use it")
     if facts.kvm.group is None:
-        fix = f"systemd-sysusers\n{_by_hand()}\nudevadm control --reload"
+        fix = f"systemd-sysusers\n{_LOADED}\n{_by_hand()}"
         return fail("/dev/kvm", "this host has no group kvm, which guests open it with", fix)
     wrong = _wrong(device, facts.kvm.group)
     if wrong:
-        return fail("/dev/kvm", f"guests may not open it: {wrong}", f"{_by_hand()}\n{_RULE}")
+        return fail("/dev/kvm", f"guests may not open it: {wrong}", f"{_RULE}\n{_LOADED}\n{_by_hand()}")
     return ok("/dev/kvm", f"mode {device.mode:04o}, group kvm: guests may open it")
 
 

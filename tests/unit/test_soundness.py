@@ -301,8 +301,9 @@ def test_the_device_of_a_guests_user(tmp_path: Path) -> None:
     assert others(found) == {"/dev/kvm": "fail"}
     assert found["/dev/kvm"].told == "guests may not open it: mode 0600 does not let the group read and write"
     assert found["/dev/kvm"].fix.splitlines() == [
-        "chgrp kvm /dev/kvm && chmod 0660 /dev/kvm",
         'echo \'KERNEL=="kvm", GROUP="kvm", MODE="0660"\' > /etc/udev/rules.d/99-kvmsup.rules',
+        "udevadm control --reload && udevadm settle",
+        "chgrp kvm /dev/kvm && chmod 0660 /dev/kvm",
     ]
     Path(group).write_text(f"kvm:x:{os.getgid() + 1}:\nusers:x:{os.getgid()}:\n")
     assert judge(tmp_path)["/dev/kvm"].told == (
