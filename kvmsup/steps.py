@@ -22,8 +22,14 @@ STEPS = (
     "setup.reserve",  # grow the hugepage pools
     "setup.fence",  # keep shared guests off owned CPUs
     "setup.hold",  # write the claim as kvm@ reads it
+    "setup.record",  # write down what the guest is started with
     "attach.connect",  # QEMU's control monitor
     "attach.negotiate",  # answered once QEMU has built the machine and filled its memory
+    "attach.plug",  # hand over what only root may open
+    "attach.tap",  # make a tap for a bridge
+    "attach.join",  # put it there
+    "attach.macvtap",  # make a macvtap
+    "attach.reset",  # so that the firmware sees what was plugged
     "attach.threads",  # vCPU index to tid
     "attach.pin",  # affinity and scheduler of each thread
     "attach.verify",  # read every pin back from the kernel

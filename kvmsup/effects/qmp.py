@@ -12,6 +12,7 @@ import select
 import socket
 import struct
 import time
+from collections.abc import Mapping
 from typing import Any, Self
 
 from kvmsup.effects import files
@@ -62,12 +63,32 @@ class Conversation:
             raise QmpError("the monitor did not greet as QMP does")
         self.execute("qmp_capabilities")
 
-    def execute(self, command: str, **arguments: object) -> Any:
+    def execute(self, command: str, /, **arguments: object) -> Any:
         """What `command` returned; events on the way are kept in `events`. Raises QmpError."""
-        request: dict[str, object] = {"execute": command}
-        if arguments:
-            request["arguments"] = arguments
-        self._send(json.dumps(request).encode() + b"\n")
+        self._send(_request(command, arguments))
+        return self._answer(command)
+
+    def hand_over(self, descriptor: int, command: str, /, **arguments: object) -> Any:
+        """As `execute`, of a command that takes `descriptor` along, as add-fd and getfd do. Raises QmpError."""
+        request = _request(command, arguments)
+        self._wait(writing=True)
+        try:
+            sent = socket.send_fds(self._socket, [request], [descriptor])
+        except OSError as error:
+            raise QmpError(f"QEMU's monitor takes no descriptor: {error.strerror}") from None
+        self._send(request[sent:])
+        return self._answer(command)
+
+    def reset(self) -> None:
+        """Reset the machine and wait until that is done: the command only asks for it. Raises QmpError."""
+        self.events.clear()
+        self.execute("system_reset")
+        while "RESET" not in self.events:
+            message = self._message()
+            if "event" in message:
+                self._keep(message)
+
+    def _answer(self, command: str) -> Any:
         while True:
             message = self._message()
             if "event" in message:
@@ -184,6 +205,13 @@ class Monitor(Conversation):
         listening = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
         if listening != pid:
             raise QmpError(f"{path} leads to process {listening} instead of QEMU, {pid}")
+
+
+def _request(command: str, arguments: Mapping[str, object]) -> bytes:
+    request: dict[str, object] = {"execute": command}
+    if arguments:
+        request["arguments"] = arguments
+    return json.dumps(request).encode() + b"\n"
 
 
 def _description(error: object) -> str:

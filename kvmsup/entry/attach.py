@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""kvm@NAME, ExecStartPost=: pin every thread of a paused QEMU, read the pins back, and let the guest run.
+"""kvm@NAME, ExecStartPost=: plug in what only root may open, pin every thread of the paused QEMU, let the guest run.
 
 It runs at every start, so it imports little; QEMU's end is watched throughout, because systemd would wait for this
 program even when QEMU is gone.
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
 from kvmsup import cpulist
-from kvmsup.effects import journal, kernel, pin, qmp, threads
+from kvmsup.effects import handover, journal, kernel, pin, qmp, threads
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
 from kvmsup.model.claim import Claim
+from kvmsup.plan import plugs
 from kvmsup.plan.duties import Duty
 from kvmsup.plan.qemu import socket
 from kvmsup.steps import step
@@ -33,7 +35,8 @@ def main(name: str, root: str = "") -> int:
         journal.say(journal.ERROR, "attach is run by kvm@.service, with MAINPID=")
         return 1
     try:
-        run(name, pid, claim_text.from_environment(os.environ, "the environment"), root)
+        claim = claim_text.from_environment(os.environ, "the environment")
+        run(name, pid, claim, root, plugs.parse(os.environ.get(plugs.VARIABLE, "[]")))
     except KvmsupError as error:
         journal.say(journal.ERROR, str(error))
         if isinstance(error, QmpError):
@@ -45,12 +48,13 @@ def main(name: str, root: str = "") -> int:
     return 0
 
 
-def run(name: str, pid: int, claim: Claim, root: str) -> None:
-    """Pin, verify, run. Raises KvmsupError; a guest that already runs is then told to power down."""
+def run(name: str, pid: int, claim: Claim, root: str, plugged: Sequence[plugs.Plug] = ()) -> None:
+    """Plug in, pin, verify, run. Raises KvmsupError; a guest that already runs is then told to power down."""
     step("attach.connect")
     with qmp.Monitor(root + socket(name, "control.qmp"), pid) as monitor:
         step("attach.negotiate")
         monitor.negotiate()
+        _plug(monitor, plugged, root)
         step("attach.threads")
         wanted = threads.of_guest(root, pid, claim, threads.named_by_qemu(monitor, claim))
         step("attach.pin")
@@ -65,6 +69,18 @@ def run(name: str, pid: int, claim: Claim, root: str) -> None:
         except KvmsupError:
             _power_down(monitor)
             raise
+
+
+def _plug(monitor: qmp.Monitor, plugged: Sequence[plugs.Plug], root: str) -> None:
+    """Give QEMU its devices before its threads are looked at: some bring threads of their own (vhost)."""
+    if not plugged:
+        return
+    step("attach.plug")
+    for one in plugged:
+        handover.plug(monitor, one, root, "threads")
+    # The boot order of what is plugged counts from the next reset (softmmu/bootdevice.c, restore_boot_order).
+    step("attach.reset")
+    monitor.reset()
 
 
 def _power_down(monitor: qmp.Monitor) -> None:

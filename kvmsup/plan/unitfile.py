@@ -39,6 +39,11 @@ def _numeric(char: str) -> str:
     return "".join(f"\\x{byte:02x}" for byte in char.encode())
 
 
+def assignment(name: str, value: str) -> str:
+    """`NAME=value` for Environment=, which takes words; a dollar sign means itself there (systemd.exec(5))."""
+    return f'"{name}={_escaped(value).replace("$$", "$")}"'
+
+
 def command(program: str, options: Iterable[Sequence[Word]]) -> str:
     """A command line over several lines: the program, then one option with its value to a line."""
     lines = [program, *(" ".join(map(word, option)) for option in options)]

@@ -14,6 +14,7 @@ from kvmsup.entry import attach, stop
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
 from kvmsup.model.claim import Claim
+from kvmsup.plan.plugs import File, Plug
 from kvmsup.steps import STEPS
 from tests.unit import fake_qemu
 from tests.unit.hosts import claim
@@ -147,8 +148,9 @@ def test_a_fault_at_each_step(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     """Whatever step fails, the sentence comes out, and a guest that runs already is told to power down."""
     monkeypatch.setenv("KVMSUP_FAULT", f"{name}:error")
     with fake_qemu.running("good") as fake:
+        disk = Plug("disk.root", File("/proc/version", False, 0, "raw"), ())
         with pytest.raises(HostError) as caught:
-            attached(fake, wanted())
+            attach.run("web", fake.pid, wanted(), fake.root, [disk] if name in ("attach.plug", "attach.reset") else [])
         assert str(caught.value) == f"a fault was injected at the step {name} (KVMSUP_FAULT)"
         if name == "attach.look-again":
             assert fake.process.wait(10) == 0

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Descriptors for QEMU: what its own user may not open is opened here by root, and sent to it over QMP.
+
+So nothing is granted to that user in any file system, and nothing is left to take back, however the guest ends.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from kvmsup.effects import headers, qmp
+from kvmsup.errors import HostError, KvmsupError
+from kvmsup.plan.plugs import Command, File, Plug, settled
+
+
+def plug(monitor: qmp.Conversation, one: Plug, root: str, aio: str) -> None:
+    """Open what `one` names below `root`, hand it over, and tell QEMU what to do with it.
+
+    Raises KvmsupError, beginning with what it is about.
+    """
+    try:
+        for descriptor, command in opened(one.source, root):
+            try:
+                monitor.hand_over(descriptor, command.name, **command.arguments)
+            finally:
+                os.close(descriptor)
+        for command in one.commands:
+            told = settled(command, aio)
+            monitor.execute(told.name, **told.arguments)
+    except KvmsupError as error:
+        raise type(error)(f"{one.about}: {error.what}", error.hint) from None
+
+
+def opened(source: File, root: str) -> list[tuple[int, Command]]:
+    """Descriptors, which the caller closes, each with the command that takes it along. Raises HostError."""
+    return [(open_file(source, root), Command("add-fd", {"fdset-id": source.fdset}))]
+
+
+def open_file(source: File, root: str) -> int:
+    """A descriptor of the file or block device, which the caller closes. Raises HostError.
+
+    QEMU takes it for its own only if the access mode is what it wants; O_DIRECT it sets itself (util/osdep.c,
+    qemu_dup_flags).
+    """
+    # O_NONBLOCK: a FIFO that somebody has put there would block for ever.
+    flags = (os.O_RDWR if source.write else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        descriptor = os.open(root + source.path, flags)
+    except OSError as error:
+        raise HostError(f"{source.path}: cannot open: {error.strerror}") from None
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise HostError(f"{source.path} is neither a file nor a block device")
+        headers.check(descriptor, source.path, source.format)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

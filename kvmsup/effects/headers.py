@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The header of a disk image: whether it is one, and whether it leads to other files.
+
+A header can name two other files for QEMU to open, a backing file and a data file (qemu docs/interop/qcow2.txt). Who
+made the image would choose what QEMU reads and writes, so neither is followed.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+
+from kvmsup.errors import HostError
+
+_MAGIC = b"QFI\xfb"
+# magic, version, offset of the backing file's name, …; from version 3 on the incompatible features are at 72.
+_HEADER = struct.Struct(">4sIQ")
+_FEATURES = struct.Struct(">Q")
+_FEATURES_AT = 72
+_DATA_FILE = 1 << 2
+
+
+def check(descriptor: int, path: str, format: str) -> None:
+    """Raises HostError when `descriptor`, opened at `path`, cannot be a disk of that `format`.
+
+    raw is anything: a guest may write whatever it likes to its own disk.
+    """
+    if format != "qcow2":
+        return
+    try:
+        found = os.pread(descriptor, _FEATURES_AT + _FEATURES.size, 0)
+    except OSError as error:
+        raise HostError(f"{path}: cannot read: {error.strerror}") from None
+    if len(found) < _FEATURES_AT + _FEATURES.size or found[:4] != _MAGIC:
+        raise HostError(f"{path} is no qcow2 image", 'format = "raw", if it is a raw one')
+    _, version, backing = _HEADER.unpack_from(found)
+    (features,) = _FEATURES.unpack_from(found, _FEATURES_AT)
+    if backing:
+        what = f"{path} has a backing file, and what an image names is not opened"
+        raise HostError(what, f"qemu-img convert -O qcow2 {path} NEW.qcow2 makes an image of its own")
+    if version >= 3 and features & _DATA_FILE:
+        what = f"{path} keeps its data in another file, and what an image names is not opened"
+        raise HostError(what, f"qemu-img convert -O qcow2 {path} NEW.qcow2 makes an image of its own")
