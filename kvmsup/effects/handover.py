@@ -6,12 +6,13 @@ So nothing is granted to that user in any file system, and nothing is left to ta
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 
 from kvmsup.effects import headers, qmp
 from kvmsup.errors import HostError, KvmsupError
-from kvmsup.plan.plugs import Command, File, Plug, settled
+from kvmsup.plan.plugs import Command, File, Plug, Source, settled
 
 
 def plug(monitor: qmp.Conversation, one: Plug, root: str, aio: str) -> None:
@@ -20,11 +21,12 @@ def plug(monitor: qmp.Conversation, one: Plug, root: str, aio: str) -> None:
     Raises KvmsupError, beginning with what it is about.
     """
     try:
-        for descriptor, command in opened(one.source, root):
-            try:
+        with contextlib.ExitStack() as ours:
+            found = opened(one.source, root, monitor.pid)
+            for descriptor, _ in found:
+                ours.callback(os.close, descriptor)
+            for descriptor, command in found:
                 monitor.hand_over(descriptor, command.name, **command.arguments)
-            finally:
-                os.close(descriptor)
         for command in one.commands:
             told = settled(command, aio)
             monitor.execute(told.name, **told.arguments)
@@ -32,8 +34,15 @@ def plug(monitor: qmp.Conversation, one: Plug, root: str, aio: str) -> None:
         raise type(error)(f"{one.about}: {error.what}", error.hint) from None
 
 
-def opened(source: File, root: str) -> list[tuple[int, Command]]:
-    """Descriptors, which the caller closes, each with the command that takes it along. Raises HostError."""
+def opened(source: Source, root: str, pid: int) -> list[tuple[int, Command]]:
+    """Descriptors for QEMU `pid`, which the caller closes, each with the command that takes it along.
+
+    Raises HostError.
+    """
+    if not isinstance(source, File):
+        from kvmsup.effects import taps  # a guest without networks does without
+
+        return taps.opened(source, root, pid)
     return [(open_file(source, root), Command("add-fd", {"fdset-id": source.fdset}))]
 
 

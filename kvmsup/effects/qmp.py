@@ -23,8 +23,14 @@ LONGEST_MESSAGE = 8 << 20
 _MOST_EVENTS = 10_000
 
 
+class Refused(QmpError):
+    """Who was asked has understood a command and does not do it."""
+
+
 class Conversation:
     """Commands and answers over one stream, bound to the life of one QEMU process."""
+
+    peer = "QEMU"  # who answers, as messages name it
 
     def __init__(self, stream: socket.socket, pid: int, deadline: float | None = None) -> None:
         """Speak over `stream`, which is closed with this, to QEMU `pid`.
@@ -33,6 +39,7 @@ class Conversation:
 
         Raises QmpError when QEMU is gone.
         """
+        self.pid = pid
         self.deadline = deadline
         self.events: list[str] = []  # names alone: QEMU decides how much it sends
         self._buffer = bytearray()
@@ -96,13 +103,13 @@ class Conversation:
             elif "return" in message:
                 return message["return"]
             elif "error" in message:
-                raise QmpError(f"QEMU refused {command}: {_description(message['error'])}")
+                raise Refused(f"{self.peer} refused {command}: {_description(message['error'])}")
             else:
-                raise QmpError(f"QEMU answered {command} with neither a result nor an error")
+                raise QmpError(f"{self.peer} answered {command} with neither a result nor an error")
 
     def _keep(self, event: dict[str, Any]) -> None:
         if len(self.events) >= _MOST_EVENTS:
-            raise QmpError(f"QEMU sent over {_MOST_EVENTS} events instead of an answer")
+            raise QmpError(f"{self.peer} sent over {_MOST_EVENTS} events instead of an answer")
         self.events.append(str(event["event"])[:80])
 
     def wait_for_end(self, seconds: float) -> bool:
@@ -135,27 +142,31 @@ class Conversation:
 
     def _message(self) -> dict[str, Any]:
         while b"\n" not in self._buffer:
-            if len(self._buffer) > LONGEST_MESSAGE:
-                raise QmpError(f"QEMU sent a message of over {LONGEST_MESSAGE >> 20} MiB")
-            self._wait(writing=False)
-            try:
-                data = self._socket.recv(65536)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise QmpError(f"QEMU's monitor is gone: {error.strerror}") from None
-            if not data:
-                raise QmpError("QEMU closed its monitor")
-            self._buffer += data
+            self._receive()
         line, _, rest = self._buffer.partition(b"\n")
         self._buffer = rest
         try:
             message = json.loads(line)
         except (ValueError, RecursionError):
-            raise QmpError("QEMU sent something that is not JSON") from None
+            raise QmpError(f"{self.peer} sent something that is not JSON") from None
         if not isinstance(message, dict):
-            raise QmpError("QEMU sent something that is not a QMP message")
+            raise QmpError(f"{self.peer} sent something that is not a QMP message")
         return message
+
+    def _receive(self) -> None:
+        """Wait for more and put it into the buffer, which is bounded."""
+        if len(self._buffer) > LONGEST_MESSAGE:
+            raise QmpError(f"{self.peer} sent a message of over {LONGEST_MESSAGE >> 20} MiB")
+        self._wait(writing=False)
+        try:
+            data = self._socket.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise QmpError(f"QEMU's monitor is gone: {error.strerror}") from None
+        if not data:
+            raise QmpError("QEMU closed its monitor")
+        self._buffer += data
 
     def _wait(self, *, writing: bool) -> None:
         """Until the socket is ready. QEMU's end counts only once there is nothing left to read."""
@@ -167,7 +178,7 @@ class Conversation:
                 return
             if ready:
                 raise QmpError("QEMU ended")
-        raise QmpError("QEMU has not answered in time")
+        raise QmpError(f"{self.peer} has not answered in time")
 
 
 class Monitor(Conversation):

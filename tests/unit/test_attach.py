@@ -143,7 +143,11 @@ def test_a_thread_that_has_ended_needs_no_pin() -> None:
             threads.of_process(fake.root, fake.pid)
 
 
-@pytest.mark.parametrize("name", [name for name in STEPS if name.startswith("attach.")])
+# Those of the host's own networks are in test_taps.py.
+NETWORKS = ("attach.tap", "attach.join", "attach.macvtap")
+
+
+@pytest.mark.parametrize("name", [name for name in STEPS if name.startswith("attach.") and name not in NETWORKS])
 def test_a_fault_at_each_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever step fails, the sentence comes out, and a guest that runs already is told to power down."""
     monkeypatch.setenv("KVMSUP_FAULT", f"{name}:error")

@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Taps, bridges and macvtaps of the real kernel, in network namespaces."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kvmsup.effects import taps
+from kvmsup.errors import HostError
+from kvmsup.plan.plugs import BridgeTap, MacVtap, OwnTap
+from tests.unit import networks
+from tests.unit.networks import Networks
+
+MAC = "02:11:22:33:44:55"
+LAN = BridgeTap("net.lan", "web.lan", "br0", MAC, "kvm@web lan", 1, vhost=False)
+DIRECT = MacVtap("net.lan", "web.lan", "v1", MAC, 1, vhost=False)
+TWO = "ip link add v0 type veth peer name v1; ip link set v0 up; ip link set v1 up"
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Iterator[Networks]:
+    with networks.made(tmp_path) as found:
+        yield found
+
+
+def opened(source: taps.Source, net: Networks) -> list[int]:
+    """The descriptors, which the caller closes, after a look at what QEMU would be told to call them."""
+    found = taps.opened(source, net.root, net.pid)
+    assert [command.arguments["fdname"] for _, command in found] == [f"net.lan.tap{n}" for n in range(source.queues)]
+    return [descriptor for descriptor, _ in found]
+
+
+def close(descriptors: list[int]) -> None:
+    for one in descriptors:
+        os.close(one)
+
+
+def refusal(source: taps.Source, net: Networks) -> str:
+    before = sorted(os.listdir("/proc/self/fd"))
+    with pytest.raises(HostError) as caught:
+        taps.opened(source, net.root, net.pid)
+    assert sorted(os.listdir("/proc/self/fd")) == before, "a descriptor is left open"
+    assert "web.lan" not in net.links(net.pid)
+    return str(caught.value)
+
+
+def test_a_tap_is_in_its_bridge(net: Networks) -> None:
+    net.on_host("ip link add br0 mtu 9000 type bridge; ip link set br0 up")
+    (tap,) = opened(LAN, net)
+    found = net.links()["web.lan"]
+    assert (found["master"], found["mtu"], found["ifalias"]) == ("br0", 9000, "kvm@web lan")
+    assert found["address"] == "fe:11:22:33:44:55"
+    assert {"UP", "LOWER_UP"} <= set(found["flags"])
+    assert found["linkinfo"]["info_data"] | {"type": "tap", "vnet_hdr": True} == found["linkinfo"]["info_data"]
+    assert not found["linkinfo"]["info_data"]["persist"]
+    assert found["inet6_addr_gen_mode"] == "none"
+    assert net.on_host("ip -6 address show dev web.lan") == ""
+    assert net.links()["br0"]["mtu"] == 9000
+    close([tap])
+    assert "web.lan" not in net.links()
+
+
+def test_the_bridge_keeps_its_address(net: Networks) -> None:
+    net.on_host("ip link add br0 type bridge; ip link add v0 type veth peer name v1; ip link set v0 master br0")
+    before = net.links()["br0"]["address"]
+    tap = opened(LAN, net)
+    assert net.links()["br0"]["address"] == before == net.links()["v0"]["address"]
+    close(tap)
+
+
+def test_frames_go_through(net: Networks) -> None:
+    net.on_host("ip link add br0 type bridge; ip link set br0 up; ip address add 192.0.2.1/24 dev br0")
+    (tap,) = opened(LAN, net)
+    frame = bytes.fromhex("ffffffffffff" + MAC.replace(":", "") + "0806" + "0001080006040001" + MAC.replace(":", ""))
+    asked = bytes((192, 0, 2, 9)) + bytes(6) + bytes((192, 0, 2, 1))
+    os.write(tap, bytes(10) + frame + asked)  # struct virtio_net_hdr, and an ARP request
+    answered = False
+    while not answered and select.select([tap], [], [], 5)[0]:
+        answer = os.read(tap, 2048)[10:]
+        answered = answer[12:14] == b"\x08\x06" and answer[20:22] == b"\x00\x02" and answer[28:32] == asked[-4:]
+    assert answered
+    close([tap])
+
+
+def test_several_queues(net: Networks) -> None:
+    net.on_host("ip link add br0 type bridge")
+    found = opened(LAN._replace(queues=3), net)
+    data = net.links()["web.lan"]["linkinfo"]["info_data"]
+    assert (data["multi_queue"], data["numqueues"]) == (True, 3)
+    close(found)
+    assert "web.lan" not in net.links()
+
+
+def test_a_name_that_is_taken_stays_the_others(net: Networks) -> None:
+    net.on_host("ip link add br0 type bridge; ip tuntap add web.lan mode tap")
+    expected = "the host has an interface web.lan already\n  hint: ip link delete web.lan, if nobody needs it"
+    assert refusal(LAN, net) == expected
+    assert net.links()["web.lan"]["linkinfo"]["info_data"]["persist"]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("true", "there is no bridge br0\n  hint: kvmsup.guest(5) shows how systemd-networkd makes one"),
+        (
+            "ip tuntap add br0 mode tap",
+            "br0 is no bridge: it is a tap\n  hint: name a bridge; the guest can be on br0",
+        ),
+        ("ip link add br0 type veth peer name v1", "br0 is no bridge: it is of the kind veth\n"),
+    ],
+    ids=["none", "tap", "veth"],
+)
+def test_no_bridge(made: str, said: str, net: Networks) -> None:
+    net.on_host(made)
+    assert refusal(LAN, net).startswith(said)
+    assert "web.lan" not in net.links()
+
+
+@pytest.mark.parametrize(("step", "left"), [("attach.tap", []), ("attach.join", [])])
+def test_a_fault_leaves_no_tap(step: str, left: list[str], net: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
+    net.on_host("ip link add br0 type bridge")
+    monkeypatch.setenv("KVMSUP_FAULT", f"{step}:error")
+    assert f"injected at the step {step}" in refusal(LAN, net)
+    assert [name for name in net.links() if name.startswith("web")] == left
+
+
+def test_a_tap_of_the_administrator(net: Networks) -> None:
+    net.on_host("ip tuntap add tap0 mode tap; ip link set tap0 up")
+    tap = opened(OwnTap("net.lan", "tap0", 1, vhost=False), net)
+    assert "LOWER_UP" in net.links()["tap0"]["flags"]
+    expected = "tap tap0 is in use\n  hint: stop what has it open, or name another one"
+    assert refusal(OwnTap("net.lan", "tap0", 1, vhost=False), net) == expected
+    close(tap)
+    assert "LOWER_UP" not in net.links()["tap0"]["flags"]
+
+
+def test_a_tap_of_the_administrator_with_several_queues(net: Networks) -> None:
+    net.on_host("ip tuntap add tap0 mode tap multi_queue")
+    source = OwnTap("net.lan", "tap0", 2, vhost=False)
+    found = opened(source, net)
+    assert net.links()["tap0"]["linkinfo"]["info_data"]["numqueues"] == 2
+    assert refusal(source, net).startswith("tap tap0 is in use\n")
+    close(found)
+
+
+@pytest.mark.parametrize(
+    ("made", "queues", "said"),
+    [
+        ("true", 1, "there is no tap tap0\n  hint: ip tuntap add tap0 mode tap, or name a bridge instead"),
+        ("ip tuntap add tap0 mode tun", 1, "tap0 is no tap: it is a tun\n"),
+        ("ip link add tap0 type bridge", 1, "tap0 is no tap: it is of the kind bridge\n"),
+        (
+            "ip tuntap add tap0 mode tap",
+            2,
+            "tap tap0 is made for one queue, and queues = 2\n"
+            "  hint: make it anew: ip tuntap add tap0 mode tap multi_queue",
+        ),
+        (
+            "ip tuntap add tap0 mode tap multi_queue",
+            1,
+            "tap tap0 is made for several queues, and queues = 1\n  hint: make it anew: ip tuntap add tap0 mode tap",
+        ),
+    ],
+    ids=["none", "tun", "bridge", "one-queue", "several-queues"],
+)
+def test_a_tap_that_does_not_do(made: str, queues: int, said: str, net: Networks) -> None:
+    net.on_host(made)
+    assert refusal(OwnTap("net.lan", "tap0", queues, vhost=False), net).startswith(said)
+
+
+def macvtaps(net: Networks) -> None:
+    """Skip where this kernel has none."""
+    net.on_host(TWO)
+    if "macvtap" not in Path("/proc/devices").read_text("utf-8"):
+        pytest.skip("this kernel has no macvtap")
+
+
+def test_a_macvtap_is_in_the_guests_namespace(net: Networks) -> None:
+    macvtaps(net)
+    found = opened(DIRECT._replace(queues=2), net)
+    link = net.links(net.pid)["web.lan"]
+    assert (link["address"], link["linkinfo"]["info_kind"]) == (MAC, "macvtap")
+    assert link["linkinfo"]["info_data"]["mode"] == "bridge"
+    assert "UP" in link["flags"]
+    assert link["inet6_addr_gen_mode"] == "none"
+    assert "web.lan" not in net.links()
+    close(found)
+    # As after an automatic restart, where systemd has kept the namespace: the old link makes room.
+    close(opened(DIRECT, net))
+
+
+def test_frames_go_through_a_macvtap(net: Networks) -> None:
+    macvtaps(net)
+    (tap,) = opened(DIRECT, net)
+    net.on_host("ip address add 192.0.2.1/24 dev v0")
+    frame = bytes.fromhex("ffffffffffff" + MAC.replace(":", "") + "0806" + "0001080006040001" + MAC.replace(":", ""))
+    asked = bytes((192, 0, 2, 9)) + bytes(6) + bytes((192, 0, 2, 1))
+    os.write(tap, bytes(10) + frame + asked)
+    answered = False
+    while not answered and select.select([tap], [], [], 5)[0]:
+        answer = os.read(tap, 2048)[10:]
+        answered = answer[12:14] == b"\x08\x06" and answer[20:22] == b"\x00\x02" and answer[28:32] == asked[-4:]
+    assert answered
+    close([tap])
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("ip link delete v1", "there is no interface v1\n  hint: ip link shows those there are"),
+        (
+            "ip link add br0 type bridge; ip link set v1 master br0",
+            "no macvtap can be made on v1: it is in br0\n  hint: name its bridge, or another interface",
+        ),
+    ],
+    ids=["none", "in a bridge"],
+)
+def test_no_macvtap(made: str, said: str, net: Networks) -> None:
+    macvtaps(net)
+    net.on_host(made)
+    with pytest.raises(HostError) as caught:
+        taps.opened(DIRECT, net.root, net.pid)
+    assert str(caught.value) == said
+
+
+def test_no_macvtap_without_a_namespace(net: Networks) -> None:
+    with pytest.raises(HostError) as caught:
+        taps.opened(DIRECT, net.root, 1)
+    assert "no network namespace of its own" in caught.value.what
+
+
+def test_no_vhost(net: Networks) -> None:
+    if os.path.exists("/dev/vhost-net"):
+        pytest.skip("this machine has vhost-net")
+    net.on_host("ip link add br0 type bridge")
+    said = refusal(LAN._replace(vhost=True), net)
+    assert said.endswith("/dev/vhost-net: cannot open: No such file or directory\n  hint: modprobe vhost_net")
+    assert "web.lan" not in net.links()
+
+
+def test_a_macvtap_ends_with_the_namespace(net: Networks) -> None:
+    macvtaps(net)
+    with networks.holder() as pid:
+        os.makedirs(f"{net.root}/proc/{pid}/ns")
+        os.symlink(f"/proc/{pid}/ns/net", f"{net.root}/proc/{pid}/ns/net")
+        close([descriptor for descriptor, _ in taps.opened(DIRECT, net.root, pid)])
+        found = [path for path in Path("/sys/dev/char").iterdir() if "/web.lan/macvtap/" in os.readlink(path)]
+        assert len(found) == 1
+    deadline = time.monotonic() + 10  # the kernel takes namespaces down in a worker of its own
+    while found[0].is_symlink() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not found[0].is_symlink()
