@@ -23,6 +23,7 @@ STEPS = (
     "setup.fence",  # keep shared guests off owned CPUs
     "setup.hold",  # write the claim as kvm@ reads it
     "setup.record",  # write down what the guest is started with
+    "create.seed",  # cloud-init's, in the guest's sandbox
     "attach.connect",  # QEMU's control monitor
     "attach.negotiate",  # answered once QEMU has built the machine and filled its memory
     "attach.plug",  # hand over what only root may open

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from kvmsup.cli import show
-from kvmsup.effects import configs, models, sysfs
+from kvmsup.effects import configs, models, sources, sysfs
 from kvmsup.errors import ConfigError, Diagnostic, HostError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.guest import NAME_RULE, is_name
@@ -83,4 +83,5 @@ def _placed(read: config.Read, root: str) -> tuple[Diagnostic, ...]:
             Problem(("cpu", "model"), f"not compared with what this host has: {error.what}", error.hint, False, "note")
         ]
     read.document.problems.extend(found)
+    read.document.problems.extend(sources.problems(root, read.guest))
     return tuple(read.document.diagnostics())

@@ -23,6 +23,7 @@ from kvmsup.effects import (
     ledger,
     numa_maps,
     room,
+    sources,
     sysfs,
 )
 from kvmsup.errors import HostError, KvmsupError
@@ -118,6 +119,7 @@ def _check_host(guest: Guest, root: str) -> None:
     for key, path in (("kernel", guest.machine.kernel), ("initrd", guest.machine.initrd)):
         if path:
             _check_readable(key, path, root)
+    sources.check(root, guest)
 
 
 def _check_readable(key: str, path: str, root: str) -> None:

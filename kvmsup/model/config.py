@@ -8,14 +8,24 @@ from typing import NamedTuple
 
 from kvmsup import sizes
 from kvmsup.errors import ConfigError, Diagnostic
-from kvmsup.model import cells, wishes
+from kvmsup.model import cells, firstboot, wishes
 from kvmsup.model.guest import Balloon, Cpu, Guest, Host, Machine, Memory
 from kvmsup.model.table import Document, Table
 from kvmsup.model.topology import Topology
 
 # Every key there is. A test holds this against the goldens and the man pages.
 GUEST_KEYS = {
-    "": ("description", "machine", "cpu", "placement", "memory", "iothread", "numa"),
+    "": (
+        "description",
+        "machine",
+        "cpu",
+        "placement",
+        "memory",
+        "iothread",
+        "numa",
+        "credentials",
+        "cloud-init",
+    ),
     "machine": ("type", "accel", "kernel", "initrd", "cmdline"),
     "cpu": ("model", "features", "vcpus", "maxcpus", "sockets", "dies", "cores", "threads"),
     "placement": ("cpus", "smt", "nodes", "emulator", "scheduler", "core-scheduling", "vcpu"),
@@ -25,6 +35,8 @@ GUEST_KEYS = {
     "iothread.NAME": ("cpus",),
     "numa": (),
     "numa.N": ("vcpus", "memory", "host-node", "distances"),
+    "credentials": (),
+    "cloud-init": ("user-data", "meta-data", "network-config"),
 }
 HOST_KEYS = {
     "": ("cpu", "ksm"),
@@ -71,7 +83,20 @@ def read_guest(name: str, file: str, content: bytes, topology: Topology | None =
     memory = _memory(_section(top, "memory"))
     iothreads = wishes.read_iothreads(_section(top, "iothread"), GUEST_KEYS["iothread.NAME"], topology)
     found = cells.read(_section(top, "numa"), GUEST_KEYS["numa.N"], cpu, memory, topology)
-    guest = Guest(name, description, machine, cpu, placement, memory, iothreads, found)
+    credentials = firstboot.read_credentials(_section(top, "credentials"))
+    cloud_init = firstboot.read_cloud_init(_section(top, "cloud-init")) if "cloud-init" in top else None
+    guest = Guest(
+        name,
+        description,
+        machine,
+        cpu,
+        placement,
+        memory,
+        iothreads,
+        found,
+        credentials=credentials,
+        cloud_init=cloud_init,
+    )
     return Read(guest, _warnings_or_raise(document), document)
 
 

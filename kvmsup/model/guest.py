@@ -94,6 +94,25 @@ class Memory(NamedTuple):
     balloon: Balloon | None = None
 
 
+# Of the names of credentials, these are what the guest's unit loads for itself: the sources of its seed.
+OWN = "kvmsup."
+
+
+class Credential(NamedTuple):
+    """A file that the guest's systemd finds among its credentials as `name`; the path is the host's."""
+
+    name: str
+    path: str
+
+
+class CloudInit(NamedTuple):
+    """What cloud-init in the guest finds in its seed: paths of the host, "" for what is empty or derived."""
+
+    user_data: str
+    meta_data: str
+    network_config: str
+
+
 class Guest(NamedTuple):
     """One guest as its TOML alone decides it."""
 
@@ -105,6 +124,8 @@ class Guest(NamedTuple):
     memory: Memory
     iothreads: tuple[IoThread, ...]
     cells: tuple[Cell, ...]  # none: the guest sees one node
+    credentials: tuple[Credential, ...] = ()
+    cloud_init: CloudInit | None = None
 
     @property
     def bound(self) -> bool:

@@ -11,7 +11,7 @@ import zlib
 
 from kvmsup import cpulist
 from kvmsup.model.guest import Guest, Host
-from kvmsup.plan import qemu, unitfile
+from kvmsup.plan import firstboot, qemu, unitfile
 
 NAME = "50-kvmsup.conf"
 LOADED = "KVMSUP_LOADED"
@@ -69,6 +69,7 @@ def _guest(guest: Guest, host: Host, source: str) -> str:
         "[Service]",
         f"Slice=kvm-{'dedicated' if guest.placement.dedicated else 'shared'}.slice",
         *_limits(guest, host),
+        *firstboot.directives(guest),
         "ExecStart=",
         f"ExecStart={unitfile.command(qemu.BINARY, qemu.options(guest))}",
     ]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from kvmsup import cpulist, sizes
 from kvmsup.model.guest import Guest
+from kvmsup.plan import firstboot
 from kvmsup.plan.unitfile import Part, Variable, Word
 
 BINARY = "/usr/bin/qemu-system-x86_64"
@@ -36,6 +37,11 @@ def socket(guest: str, name: str) -> str:
     return f"{RUNTIME}/{guest}/{name}"
 
 
+def seed(guest: str) -> str:
+    """The path of the guest's cloud-init seed. It may hold secrets, so it is in memory and goes with the unit."""
+    return f"{RUNTIME}/{guest}/seed.iso"
+
+
 def options(guest: Guest) -> Iterator[Option]:
     """QEMU's options for `guest`, each with its value where it has one."""
     yield (["-name"], props(f"guest={guest.name}", debug_threads="on"))
@@ -59,6 +65,7 @@ def options(guest: Guest) -> Iterator[Option]:
         # deflate-on-oom: a guest that would kill a program takes memory out of the balloon instead.
         balloon = props("virtio-balloon-pci", id="balloon", free_page_reporting="on", deflate_on_oom="on")
         yield (["-device"], balloon)
+    yield from _first_boot(guest)
 
 
 def _machine(guest: Guest) -> Iterator[Option]:
@@ -131,6 +138,18 @@ def _backend(guest: Guest, number: int, size: int, vcpus: int, nodes: str) -> It
     if guest.bound:
         values |= {"policy": "bind", "host_nodes": Variable(nodes)}
     yield (["-object"], props(kind, **values))
+
+
+def _first_boot(guest: Guest) -> Iterator[Option]:
+    """Credentials, which a systemd in the guest imports, and the seed, which cloud-init finds by its label."""
+    for item in firstboot.items(guest):
+        yield (["-fw_cfg"], props(f"name={item.name}", file=item.path))
+    if guest.cloud_init:
+        values = {"node_name": "seed.iso", "filename": seed(guest.name), "read_only": "on"}
+        yield (["-blockdev"], props("file", **values))
+        # A disk, not a CD-ROM: what boots from virtio-blk has its driver. Firmware finds nothing to boot on it.
+        # With the dot it is the name of no disk that a TOML can give.
+        yield (["-device"], props("virtio-blk-pci", drive="seed.iso", serial="cidata"))
 
 
 def _monitors(guest: Guest) -> Iterator[Option]:

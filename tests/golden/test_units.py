@@ -28,7 +28,8 @@ def units(case: Path) -> dict[str, str]:
     """The packaged units and the drop-ins of `case`; the programs they run are ones that exist anywhere."""
     packaged = {path.name: path.read_text("utf-8") for path in PACKAGED}
     found = {name: text for name, text in tree(case / "expected").items() if name != "stderr"}
-    programs = ("@LIBDIR@/kvmsup-guest", "@LIBDIR@/kvmsup-supervisor", qemu.BINARY)
+    guest = "/usr/lib/kvmsup/kvmsup-guest"
+    programs = ("@LIBDIR@/kvmsup-guest", guest, "@LIBDIR@/kvmsup-supervisor", qemu.BINARY)
     for name, text in (packaged | found).items():
         for program in programs:
             text = text.replace(program, "/usr/bin/env")

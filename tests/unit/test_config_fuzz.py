@@ -55,6 +55,7 @@ GUESTS = fields(
     **{name: tables(config.GUEST_KEYS, name) for name in ("machine", "cpu", "placement")},
     iothread=st.dictionaries(LIKELY | TEXTS, tables(config.GUEST_KEYS, "iothread.NAME"), max_size=2),
     numa=st.dictionaries(st.sampled_from(["0", "1", "2", "x"]), tables(config.GUEST_KEYS, "numa.N"), max_size=3),
+    credentials=st.dictionaries(LIKELY | TEXTS, LIKELY | TEXTS | VALUES, max_size=3),
     description=LIKELY | TEXTS,
     other=VALUES,
 )
@@ -63,6 +64,8 @@ PATHS = TEXTS.filter(str.isprintable).map(lambda text: f"/{text}")
 PLAUSIBLE = fields(
     {"memory": fields({"size": st.just("8G")}, hugepages=st.just("2M"), lock=st.booleans())},
     description=TEXTS.filter(str.isprintable),
+    credentials=st.dictionaries(st.sampled_from(["a", "system.hostname"]), PATHS, max_size=2),
+    **{"cloud-init": st.dictionaries(st.sampled_from(config.GUEST_KEYS["cloud-init"]), PATHS, max_size=3)},
     machine=fields({"kernel": PATHS}, accel=st.just("tcg"), initrd=PATHS, cmdline=TEXTS.filter(str.isprintable)),
     cpu=fields({}, vcpus=st.integers(1, 4), threads=st.integers(1, 2), cores=st.integers(1, 3)),
     placement=fields(
@@ -127,7 +130,7 @@ def check_dropin(guest: Guest) -> None:
     """The drop-in has the directives it should, each once, and QEMU's argv has nothing of systemd's left in it."""
     for name, text in dropin.render(guest, Host(None, "never"), "/etc/kvmsup/x.toml", "0").items():
         found = systemd_syntax.directives(text)
-        names = [key for key, _ in found if key != "ExecStart"]
+        names = [key for key, _ in found if key not in ("ExecStart", "LoadCredential")]
         assert len(names) == len(set(names))
         assert set(names) <= {
             "SourcePath",
@@ -137,6 +140,7 @@ def check_dropin(guest: Guest) -> None:
             "LimitMEMLOCK",
             "Environment",
             "TimeoutStartSec",
+            "ExecStartPre",
         }
         if name.startswith("kvm@"):
             reset, command = (value for key, value in found if key == "ExecStart")
