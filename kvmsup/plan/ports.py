@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 # Slots of the root bus. Below are what QEMU numbers by itself, above is what q35 has built in (hw/i386/pc_q35.c).
 NIC_SLOTS = range(0x10, 0x14)
-DISK_SLOTS = range(0x14, 0x1F)
+DISK_SLOTS = range(0x14, 0x1E)
+# Behind the disks, which so keep their names in the guest: Linux numbers them by their places.
+SEED_SLOTS = range(0x1E, 0x1F)
 FUNCTIONS = 8
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from kvmsup import cpulist, sizes
 from kvmsup.model.guest import Guest
-from kvmsup.plan import firstboot
+from kvmsup.plan import firstboot, ports
 from kvmsup.plan.unitfile import Part, Variable, Word
 
 BINARY = "/usr/bin/qemu-system-x86_64"
@@ -147,9 +147,12 @@ def _first_boot(guest: Guest) -> Iterator[Option]:
     if guest.cloud_init:
         values = {"node_name": "seed.iso", "filename": seed(guest.name), "read_only": "on"}
         yield (["-blockdev"], props("file", **values))
+        port = ports.port(ports.SEED_SLOTS, 0, "cidata", guest.machine.type)
+        if port.id:
+            yield (["-device"], props("pcie-root-port", **port.options))
         # A disk, not a CD-ROM: what boots from virtio-blk has its driver. Firmware finds nothing to boot on it.
         # With the dot it is the name of no disk that a TOML can give.
-        yield (["-device"], props("virtio-blk-pci", drive="seed.iso", serial="cidata"))
+        yield (["-device"], props("virtio-blk-pci", drive="seed.iso", serial="cidata", **port.place))
 
 
 def _monitors(guest: Guest) -> Iterator[Option]:
