@@ -36,6 +36,19 @@ STEPS = (
     "attach.verify",  # read every pin back from the kernel
     "attach.run",  # the first guest instruction
     "attach.look-again",  # threads that were born by running
+    "apply.configuration",  # a reload: read the TOML
+    "apply.lock",
+    "apply.claims",  # what it was started with, and the other guests' claims
+    "apply.place",  # where its threads go now
+    "apply.connect",
+    "apply.intend",  # write down which keys are about to change
+    "apply.pin",  # affinity and scheduler of each thread, read back
+    "apply.memory",  # KSM and the balloon
+    "apply.pause",  # so that an added vCPU does not run before it is pinned
+    "apply.add",  # each vCPU
+    "apply.pin-added",
+    "apply.run",  # let it go on
+    "apply.hold",  # write down what it runs with
     "stop.connect",
     "stop.powerdown",
     "stop.wait",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 
 from kvmsup.effects import files
@@ -15,6 +16,7 @@ from kvmsup.model.claim import Claim
 from kvmsup.model.guest import is_name
 
 RUN = "/run/kvmsup"
+_GLANCE_SECONDS = 0.02
 
 
 def path(root: str, guest: str) -> str:
@@ -40,6 +42,22 @@ class Busy(HostError):
 def lock_now(root: str) -> Iterator[None]:
     """Hold the lock as `lock` does, but do not wait. Raises Busy, or HostError."""
     with _locked(root, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        yield
+
+
+@contextlib.contextmanager
+def lock_within(root: str, seconds: float) -> Iterator[None]:
+    """Hold the lock as `lock` does, but wait for it no longer than that. Raises Busy, or HostError."""
+    until = time.monotonic() + seconds
+    with contextlib.ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(lock_now(root))
+                break
+            except Busy:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(_GLANCE_SECONDS)
         yield
 
 

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from kvmsup import cpulist
-from kvmsup.effects import claims, fence, pin, sysfs, threads
+from kvmsup.effects import claims, fence, pin, qmp, sysfs, threads
 from kvmsup.errors import HostError
 from kvmsup.plan import duties
 from kvmsup.plan.duties import Duty
@@ -39,6 +40,26 @@ def guest(root: str, name: str, pid: int) -> Iterator[str]:
             yield f"{duty.role} runs on CPU {cpulist.render(possible.cpus)} for now: {gone}\n  hint: {hint}"
         elif moved and duty.role != "emulator":
             yield moved
+
+
+def resume(root: str, name: str, pid: int) -> bool:
+    """Let guest `name`, whose QEMU is `pid`, go on where a reload has left it paused; returns whether it was.
+
+    Raises Busy while somebody, such as that reload, is at the claims, and KvmsupError.
+    """
+    claim = claims.read(root, name)
+    if claim is None or not claim.paused:
+        return False
+    with claims.lock_now(root):
+        claim = claims.read(root, name)
+        if claim is None or not claim.paused:
+            return False
+        path = root + socket(name, "supervisor.qmp")
+        with qmp.Monitor(path, pid, time.monotonic() + _QMP_SECONDS) as monitor:
+            monitor.negotiate()
+            monitor.execute("cont")
+        claims.write(root, claim._replace(paused=False))
+    return True
 
 
 def restore(root: str, tid: int, duty: Duty) -> str:

@@ -23,6 +23,7 @@ from kvmsup.effects import (
     ledger,
     numa_maps,
     room,
+    running,
     sources,
     sysfs,
 )
@@ -31,7 +32,7 @@ from kvmsup.model import config
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host, is_name
 from kvmsup.model.topology import Topology
-from kvmsup.plan import dropin, pages
+from kvmsup.plan import changes, dropin, pages
 from kvmsup.plan import placement as placing
 from kvmsup.plan.refusals import Taken
 from kvmsup.steps import step
@@ -73,7 +74,9 @@ def run(name: str, root: str) -> None:
         try:
             step("setup.lock")
             with claims.lock(root):
-                return _take(request, root)
+                _take(request, root)
+                step("setup.record")
+                return running.write(root, name, changes.flatten(request.guest))
         except Taken as refusal:
             if time.monotonic() > deadline or not _leaving(refusal.holders):
                 raise

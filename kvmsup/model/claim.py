@@ -49,6 +49,7 @@ class Claim(NamedTuple):
     size: int = 0  # the guest's memory in bytes; 0 in claims from before there were balloons
     balloon: int = 0  # the size in bytes that it may be made at the smallest; 0: it has no balloon
     balloon_auto: bool = False
+    paused: bool = False  # a reload has paused the guest for a moment: whoever finds it so lets it go on
 
     @property
     def own_cpus(self) -> frozenset[int]:
@@ -83,6 +84,7 @@ def render(claim: Claim) -> str:
         "SIZE": str(claim.size),
         "BALLOON": str(claim.balloon),
         "BALLOON_AUTO": "yes" if claim.balloon_auto else "no",
+        "PAUSED": "yes" if claim.paused else "no",
     }
     return "".join(f"{PREFIX}{key}={value}\n" for key, value in fields.items())
 
@@ -119,6 +121,7 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             size=int(variables.get("KVMSUP_SIZE", "0")),
             balloon=int(variables.get("KVMSUP_BALLOON", "0")),
             balloon_auto=variables.get("KVMSUP_BALLOON_AUTO", "no") == "yes",
+            paused=variables.get("KVMSUP_PAUSED", "no") == "yes",
         )
     except (KeyError, ValueError) as error:
         raise HostError(f"{source} is not a claim: {error!r}", NOBODY_ELSE) from None

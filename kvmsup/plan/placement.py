@@ -79,7 +79,6 @@ def _fill(
 
 def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
     """What `guest` claims with `placement`; `loaded` is the fingerprint of its configuration. Not held yet."""
-    scheduler = guest.placement.scheduler
     page_size = guest.memory.page_size
     balloon = guest.memory.balloon
     pages = {min(placement.nodes): guest.pages} if guest.pages and not guest.cells else {}
@@ -93,7 +92,7 @@ def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
         idle=placement.idle,
         emulator=placement.emulator,
         iothread=placement.iothread,
-        scheduler=f"{scheduler.policy}:{scheduler.priority}" if scheduler else "",
+        scheduler=policy(guest),
         core_scheduling=guest.placement.core_scheduling,
         nodes=placement.nodes,
         cells=placement.cells,
@@ -103,13 +102,23 @@ def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
         grown={},
         before={},
         vcpus=guest.cpu.vcpus,
-        # Hugepages and locked memory are never merged: consent to it changes nothing.
-        ksm=guest.memory.ksm and not page_size and not guest.memory.lock,
+        ksm=merges(guest),
         loaded=loaded,
         size=guest.memory.size,
         balloon=balloon.least if balloon else 0,
         balloon_auto=bool(balloon and balloon.auto),
     )
+
+
+def policy(guest: Guest) -> str:
+    """The scheduler of its vCPU threads as a claim has it: "", or such as "fifo:10"."""
+    scheduler = guest.placement.scheduler
+    return f"{scheduler.policy}:{scheduler.priority}" if scheduler else ""
+
+
+def merges(guest: Guest) -> bool:
+    """Whether KSM may merge its memory. Hugepages and locked memory never are: consent to it changes nothing."""
+    return guest.memory.ksm and not guest.memory.page_size and not guest.memory.lock
 
 
 # Host CPUs by vCPU index, and host nodes by guest node.

@@ -40,7 +40,7 @@ def test_each_step_is_announced_once() -> None:
 
 
 def test_names() -> None:
-    assert all(name.partition(".")[0] in ("setup", "create", "attach", "stop", "release") for name in STEPS)
+    assert all(name.partition(".")[0] in ("setup", "create", "attach", "apply", "stop", "release") for name in STEPS)
 
 
 def test_without_a_fault_nothing_happens() -> None:

@@ -91,7 +91,8 @@ class Ballooning:
             unit = shown.get(f"kvm@{claim.guest}.service", {})
             known, pid = self.guests.get(claim.guest), int(unit.get("MainPID") or 0)
             if pid and unit["ActiveState"] == "active":
-                found[claim.guest] = known if known and known.pid == pid else _Guest(claim, pid)
+                found[claim.guest] = one = known if known and known.pid == pid else _Guest(claim, pid)
+                one.claim = claim  # a reload may have changed its bounds
         self.guests, self.stale = found, False
 
     def _ask(self, one: _Guest, needed: bool) -> GuestMemory | None:

@@ -58,6 +58,11 @@ class Threads:
         try:
             for told in settle.guest(self.root, guest, pid):
                 journal.tell(self.root, guest, journal.WARNING, f"after {why}: {told}" if why else told)
+            # Its threads are in place now.
+            if settle.resume(self.root, guest, pid):
+                journal.tell(self.root, guest, journal.WARNING, "a reload that ended in the middle had left it paused")
+        except claims.Busy:
+            self.when[guest] = time.monotonic() + _SECOND_LOOK_SECONDS
         except KvmsupError as error:
             if guest in _running({guest: f"kvm@{guest}.service"}):  # and has not ended meanwhile
                 journal.tell(self.root, guest, journal.WARNING, f"its threads could not be looked at: {error}")

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a reload makes of a running guest's claim: where its threads go now that its file says something else; pure.
+
+A guest moves only when its file has changed in what decides on that: others that came or went are no reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from kvmsup import cpulist
+from kvmsup.errors import Refusal
+from kvmsup.model.claim import Claim
+from kvmsup.model.guest import Guest, Host
+from kvmsup.model.topology import Topology
+from kvmsup.plan import placement as placing
+from kvmsup.plan.placement import Placement
+
+# In place of what tells the guest's file from others in a fingerprint; the host's file is the rest of it.
+_UNSETTLED = "-" * 8
+_MOVES_VCPUS = ("placement.vcpu", "placement.smt")
+_MOVES_OTHERS = ("placement.emulator", "iothread")
+
+
+class MemoryElsewhere(Refusal):
+    """The guest could go there, but its memory would have to go with it, which only a restart does."""
+
+
+def moves(keys: Collection[str]) -> bool:
+    """Whether the change of one of `keys` may move a thread."""
+    return any(key.startswith((*_MOVES_VCPUS, *_MOVES_OTHERS)) for key in keys)
+
+
+def place(
+    guest: Guest, claim: Claim, keys: Collection[str], host: Host, topology: Topology, others: Sequence[Claim]
+) -> Placement:
+    """Where the running `guest` of `claim` goes beside `others`, now that `keys` have changed; its memory stays.
+
+    Raises MemoryElsewhere, or Refusal, or Taken where other guests are the reason.
+    """
+    wishes = guest.placement
+    if claim.dedicated and not any(key.startswith(_MOVES_VCPUS) for key in keys):
+        wishes = wishes._replace(vcpu=claim.vcpu)
+    elif claim.dedicated and not wishes.vcpu:
+        wishes = wishes._replace(nodes=claim.nodes)
+    # Its memory is there, so nothing has to be free for it, and no other node is as good.
+    free = {node: guest.memory.size * (1 + (node in claim.nodes)) for node in topology.nodes}
+    found = placing.place(guest._replace(placement=wishes), host, topology, others, free)
+    if claim.nodes and (not found.nodes <= claim.nodes or found.cells != claim.cells):
+        where, now = cpulist.render(found.nodes), cpulist.render(claim.nodes)
+        raise MemoryElsewhere(f"its memory would go from node {now} to node {where}")
+    return found
+
+
+def claim_after(guest: Guest, claim: Claim, keys: Collection[str], placement: Placement | None) -> Claim:
+    """The claim once `keys` have been applied, for threads with `placement`, if they move.
+
+    It fits no guest's file until `loaded` says so, so that a start from here on claims anew.
+    """
+    balloon = guest.memory.balloon
+    after = claim._replace(loaded=_UNSETTLED + claim.loaded[len(_UNSETTLED) :])
+    if placement:
+        after = after._replace(
+            vcpu=placement.vcpu,
+            idle=placement.idle,
+            emulator=placement.emulator,
+            iothread=placement.iothread,
+            fill=placement.fill,
+        )
+    if "placement.scheduler" in keys:
+        after = after._replace(scheduler=placing.policy(guest))
+    if "memory.ksm" in keys:
+        after = after._replace(ksm=placing.merges(guest))
+    if balloon and "memory.balloon.min" in keys:
+        after = after._replace(balloon=balloon.least)
+    if balloon and "memory.balloon.auto" in keys:
+        after = after._replace(balloon_auto=balloon.auto)
+    return after
+
+
+def loaded(now: str, asked: str, waiting: bool) -> str:
+    """The fingerprint for a claim that has `now`, once all but what is `waiting` for a restart is as in `asked`.
+
+    With another host's file the same guest might go elsewhere, so that is left to the next start.
+    """
+    return now if waiting or now[len(_UNSETTLED) :] != asked[len(_UNSETTLED) :] else asked
