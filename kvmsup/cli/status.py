@@ -8,7 +8,7 @@ from typing import Any
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
-from kvmsup.effects import configs, hugepages, ksm, observe
+from kvmsup.effects import configs, hugepages, interfaces, ksm, observe
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -31,6 +31,7 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
     threads = observe.threads("", seen)
     cpu = observe.cpu("", seen)
     resident = observe.resident("", seen)
+    wired = interfaces.of_guest("", claim, seen.pid) if claim and seen.pid else []
     return {
         "name": seen.name,
         "description": seen.description,
@@ -45,11 +46,13 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
         "resident": [one._asdict() for one in resident],
         "balloon": observe.balloon("", seen),
         "ksm": _ksm(seen),
+        "nets": [_net(one) for one in wired],
         "threads": [_thread(one) for one in threads],
         "foreign": [one._asdict() for one in observe.intruders("", seen)],
         "drift": any(one.drifted for one in threads)
         or bool(cpu and cpu.missing)
-        or any(one.astray for one in resident),
+        or any(one.astray for one in resident)
+        or any(one.wrong for one in wired),
     }
 
 
@@ -64,6 +67,10 @@ def _thread(one: observe.Thread) -> dict[str, Any]:
         "last": one.last,
         "drift": one.drifted,
     }
+
+
+def _net(one: interfaces.Seen) -> dict[str, Any]:
+    return one._asdict() | {"traffic": one.traffic._asdict() if one.traffic else None}
 
 
 def _memory(seen: observe.Seen) -> list[dict[str, Any]]:
@@ -118,7 +125,33 @@ def _lines(report: dict[str, Any]) -> list[str]:
             f" {entry['added']} were added to the pool, now {entry['pool']} with {entry['free']} free"
         )
     lines += [_resident(one) for one in report["resident"]]
+    lines += _net_lines(report["nets"])
     return lines + _thread_lines(report["threads"]) + _foreign_lines(report["foreign"])
+
+
+def _net_lines(nets: list[dict[str, Any]]) -> list[str]:
+    if not nets:
+        return []
+    rows = []
+    for one in nets:
+        over = f"{one['kind']} {one['over']}" if one["over"] else one["kind"]
+        rows.append([one["name"], one["mac"], one["link"], over, one["state"], *_traffic(one["traffic"])])
+    lines = show.table(("NET", "MAC", "ON THE HOST", "AT", "STATE", "RECEIVED", "SENT (BYTES IN PACKETS)"), rows)
+    wrong = [f"  {show.paint('drift')}: net.{one['name']}: {one['wrong']}" for one in nets if one["wrong"]]
+    return ["", *(f"  {line}" for line in lines), *wrong]
+
+
+def _traffic(told: dict[str, int] | None) -> tuple[str, str]:
+    if told is None:
+        return "", ""
+    received, sent = (f"{_amount(told[f'{way}_bytes'])} in {told[f'{way}_packets']}" for way in ("received", "sent"))
+    return received, sent
+
+
+def _amount(size: int) -> str:
+    """`size` bytes with three digits or four, in the largest unit that leaves them."""
+    unit = next((unit for unit in ("T", "G", "M", "K") if size >= 10 * sizes.UNITS[unit]), "")
+    return f"{size // sizes.UNITS[unit] if unit else size}{unit}"
 
 
 def _resident(one: dict[str, Any]) -> str:

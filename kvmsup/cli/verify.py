@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
-from kvmsup.effects import configs, fence, kernel, observe
+from kvmsup.effects import configs, fence, interfaces, kernel, observe
 from kvmsup.errors import KvmsupError
 from kvmsup.model.table import nearest
 
@@ -81,6 +81,9 @@ def differences(root: str, seen: observe.Seen) -> Iterator[Difference]:
     given = observe.cpu(root, seen)
     if given and given.missing:
         yield Difference(seen.name, f"CPU model {given.model}", " ".join(given.missing), "missing")
+    for net in interfaces.of_guest(root, claim, seen.pid):
+        if net.wrong:
+            yield Difference(seen.name, f"net.{net.name}", f"{net.link}, {net.kind} {net.over}", net.wrong)
     if claim.core_scheduling and not kernel.core_cookie(seen.pid):
         yield Difference(seen.name, "core scheduling", "a cookie", "none")
 

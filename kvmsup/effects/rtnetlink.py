@@ -20,16 +20,14 @@ from kvmsup.errors import HostError
 _NEWLINK, _DELLINK, _GETLINK, _ERROR = 16, 17, 18, 2
 _REQUEST, _ACK, _EXCLUSIVE, _CREATE, _ACK_TLVS, _CAPPED = 0x1, 0x4, 0x200, 0x400, 0x200, 0x100
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
-ADDRESS, NAME, MTU, PARENT, MASTER, OPERSTATE, INFO, ALIAS, STATS64, FAMILIES, NET_NS = (
-    *(1, 3, 4, 5, 10, 16, 18, 20, 23, 26, 28),
+ADDRESS, NAME, MTU, PARENT, MASTER, INFO, ALIAS, STATS64, FAMILIES, NET_NS, CARRIER = (
+    *(1, 3, 4, 5, 10, 18, 20, 23, 26, 28, 33),
 )
 _INFO_KIND, _INFO_DATA, _MACVLAN_MODE, _MACVLAN_BRIDGE = 1, 2, 1, 4
 _TUN_TYPE, _TUN_PERSIST, _TUN_MULTI_QUEUE, _TUN_QUEUES = 3, 6, 7, 8
 _INET6_ADDRESSES, _NO_ADDRESSES = 8, 1
 _UP = 1
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
-# Documentation/networking/operstates.rst
-_STATES = ("unknown", "notpresent", "down", "lowerlayerdown", "testing", "dormant", "up")
 _ROUTE = 0  # NETLINK_ROUTE
 _LONGEST_ANSWER = 1 << 16
 
@@ -60,8 +58,7 @@ class Link(NamedTuple):
     address: str
     mtu: int
     master: int
-    up: bool
-    state: str  # its operational state: up | down | unknown …
+    state: str  # up | no carrier | down: taps do not tell their operational state
     received: tuple[int, int]  # bytes and packets
     sent: tuple[int, int]
     tun: Tun | None
@@ -164,7 +161,7 @@ def _link(answer: bytes) -> Link:
     found = dict(_attributes(answer[16:]))
     info = dict(_attributes(found.get(INFO, b"")))
     kind = _text(info.get(_INFO_KIND, b""))
-    state = found.get(OPERSTATE, b"\0")[0]
+    carrier = "up" if found.get(CARRIER, b"\0")[0] else "no carrier"
     # struct rtnl_link_stats64: packets received and sent, then bytes.
     counted = struct.unpack_from("=4Q", found.get(STATS64, b"").ljust(32, b"\0"))
     return Link(
@@ -174,8 +171,7 @@ def _link(answer: bytes) -> Link:
         address=found.get(ADDRESS, b"").hex(":"),
         mtu=_number(found, MTU),
         master=_number(found, MASTER),
-        up=bool(flags & _UP),
-        state=_STATES[state] if state < len(_STATES) else "unknown",
+        state=carrier if flags & _UP else "down",
         received=(counted[2], counted[0]),
         sent=(counted[3], counted[1]),
         tun=_tun(dict(_attributes(info.get(_INFO_DATA, b"")))) if kind == "tun" else None,

@@ -3,19 +3,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import socket
+import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from kvmsup.effects import taps
+from kvmsup.effects import handover, netns, taps
 from kvmsup.errors import HostError
-from kvmsup.plan.plugs import BridgeTap, MacVtap, OwnTap
-from tests.unit import networks
+from kvmsup.model.guest import Net
+from kvmsup.plan import nets
+from kvmsup.plan.plugs import BridgeTap, Command, MacVtap, OwnTap, Plug
+from tests.unit import hosts, networks, real_qemu
 from tests.unit.networks import Networks
+from tests.unit.real_qemu import Running
 
 MAC = "02:11:22:33:44:55"
 LAN = BridgeTap("net.lan", "web.lan", "br0", MAC, "kvm@web lan", 1, vhost=False)
@@ -256,3 +262,65 @@ def test_a_macvtap_ends_with_the_namespace(net: Networks) -> None:
     while found[0].is_symlink() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not found[0].is_symlink()
+
+
+@contextlib.contextmanager
+def emulated(net: Networks, machine: str, *sources: taps.Source) -> Iterator[Running]:
+    """A QEMU in the guest's namespace with interfaces of the plan on `sources`, told to boot from the network."""
+    wired = tuple(Net(source.id[4:], "bridge", "br0", source.link, MAC, source.queues, 1) for source in sources)
+    guest = hosts.guest()._replace(nets=wired, machine=hosts.guest().machine._replace(type=machine))
+    options = [f"pcie-root-port,{','.join(map('='.join, _words(place.options)))}" for place in nets.places(guest)]
+    added = [word for option in options if machine == "q35" for word in ("-device", option)]
+    with contextlib.ExitStack() as stack:
+        private = stack.enter_context(netns.of_process(net.root, net.pid))
+        with netns.inside(private):
+            qemu = stack.enter_context(real_qemu.running(*added, machine=machine))
+        os.makedirs(f"{net.root}/proc/{qemu.process.pid}/ns")
+        os.symlink(f"/proc/{qemu.process.pid}/ns/net", f"{net.root}/proc/{qemu.process.pid}/ns/net")
+        with qemu.connected() as monitor:
+            for one, source in zip(nets.plugs(guest), sources, strict=True):
+                handover.plug(monitor, _without_vhost(one, source), net.root, hosts.claim("web"))
+            monitor.reset()
+            monitor.execute("cont")
+        yield qemu
+
+
+def _words(options: Mapping[str, str | int]) -> Iterator[tuple[str, str]]:
+    return ((key, str(value)) for key, value in options.items())
+
+
+def _without_vhost(one: Plug, source: taps.Source) -> Plug:
+    """Not every machine that runs tests has vhost-net."""
+    netdev, device = one.commands
+    left = {key: value for key, value in netdev.arguments.items() if not key.startswith("vhost")}
+    return one._replace(source=source, commands=(Command("netdev_add", left), device))
+
+
+@pytest.mark.parametrize("machine", ["q35", "pc"])
+def test_a_guest_asks_for_an_address(machine: str, net: Networks) -> None:
+    """The firmware's DHCP request is seen on the bridge, with the guest's address; nothing is left after a kill."""
+    net.on_host("ip link add br0 type bridge; ip link set br0 up")
+    with netns.of_process(net.root, 1) as host, netns.inside(host):
+        wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
+    with wire, emulated(net, machine, LAN._replace(queues=2)) as qemu:
+        wire.bind(("br0", 0x0800))
+        wire.settimeout(60)
+        frame = wire.recv(2048)
+        assert (frame[6:12].hex(":"), frame[34:38]) == (MAC, struct.pack(">HH", 68, 67))
+        data = net.links()["web.lan"]["linkinfo"]["info_data"]
+        assert data["numqueues"] + data["numdisabled"] == 2
+        qemu.process.kill()
+        qemu.process.wait()
+        assert "web.lan" not in net.links()
+
+
+def test_two_guests_on_one_bridge(net: Networks) -> None:
+    """What one sends, the other's tap gets: the bridge connects them."""
+    net.on_host("ip link add br0 type bridge; ip link set br0 up")
+    (listening,) = opened(LAN._replace(link="db.lan", mac="02:00:00:00:00:09"), net)
+    with emulated(net, "q35", LAN):
+        frame = b""
+        while frame[6:12].hex(":") != MAC:  # the host sends there, too
+            assert select.select([listening], [], [], 60)[0]
+            frame = os.read(listening, 2048)[10:]
+    close([listening])
