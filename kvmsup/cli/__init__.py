@@ -58,9 +58,32 @@ def parser() -> argparse.ArgumentParser:
     topology.add_argument("--root", default="", metavar="DIR", help="the host whose /sys and /run are below DIR")
     topology.add_argument("--svg", default="", metavar="FILE", help="write it as SVG; - is standard output")
 
+    _new(verbs.add_parser("new", help="write the file of a new guest"))
+
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="for programs")
     return top
+
+
+def _new(new: argparse.ArgumentParser) -> None:
+    new.add_argument("guest", metavar="GUEST")
+    new.add_argument("--image", default="", metavar="FILE", help="its disk is a copy of this one, raw or qcow2")
+    new.add_argument("--cdrom", default="", metavar="FILE", help="an installer, in an ISO image")
+    new.add_argument("--disk", type=_size, default=0, metavar="SIZE", help="of its disk; that of the image")
+    new.add_argument("--vcpus", type=int, default=2, metavar="N", help="2")
+    new.add_argument("--memory", type=_size, default=2 << 30, metavar="SIZE", help="2G")
+    net = new.add_mutually_exclusive_group()
+    net.add_argument("--bridge", default="", metavar="NAME", help="its network is this bridge of the host")
+    net.add_argument("--user-net", action="store_true", help="its network is behind the host's address")
+    new.add_argument("--dedicated", action="store_true", help="host CPUs of its own")
+    new.add_argument("--hugepages", default="", choices=("2M", "1G"), help="memory of hugepages")
+    new.add_argument("--uefi", action="store_true", help="UEFI instead of BIOS")
+    new.add_argument("--machine", default="", metavar="TYPE", help="QEMU's machine type; the newest q35")
+    new.add_argument("--description", default="", metavar="TEXT")
+    new.add_argument("--hostname", default="", metavar="NAME", help="told to cloud-init")
+    new.add_argument("--ssh-key", action="append", default=[], metavar="FILE", help="a public key, for cloud-init")
+    new.add_argument("--user-data", default="", metavar="FILE", help="everything that cloud-init is told")
+    new.add_argument("--print", action="store_true", help="only show the file")
 
 
 def _size(text: str) -> int:

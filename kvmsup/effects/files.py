@@ -52,14 +52,37 @@ def replace(path: str, text: str, mode: int = 0o644) -> None:
     part = f"{path}.{os.getpid()}.part"
     content = text.encode()
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-        with open(descriptor, "wb") as file:
-            file.write(content)
+        _write_new(part, content, mode)
         os.rename(part, path)
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(part)
         raise HostError(f"{path}: cannot write: {error.strerror}") from None
+
+
+def create(path: str, text: str, mode: int) -> None:
+    """Write `path`, which must not be there: whole, or not at all.
+
+    Raises HostError naming the file and the reason.
+    """
+    part = f"{path}.{os.getpid()}.part"
+    content = text.encode()
+    try:
+        _write_new(part, content, mode)
+        os.link(part, path)
+    except FileExistsError:
+        raise HostError(f"{path} is there already", "remove it first, if nobody needs it") from None
+    except OSError as error:
+        raise HostError(f"{path}: cannot write: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+
+
+def _write_new(path: str, content: bytes, mode: int) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with open(descriptor, "wb") as file:
+        file.write(content)
 
 
 def remove(path: str) -> None:

@@ -19,16 +19,25 @@ _kvmsup() {
         compopt -o dirnames 2>/dev/null
         return
     fi
-    if [[ $previous == --svg ]]; then
+    if [[ $verb == new && $previous == --bridge ]]; then
+        # shellcheck disable=SC2012 # names of network devices have no line ends
+        mapfile -t COMPREPLY < <(compgen -W "$(ls -d /sys/class/net/*/bridge 2>/dev/null | cut -d/ -f5)" -- "$current")
+        return
+    fi
+    if [[ $previous == --svg || $previous == --@(image|cdrom|ssh-key|user-data) ]]; then
         compopt -o default 2>/dev/null
         return
     fi
     case $verb in
-        '') words='balloon check console cpu-models host list plan status topology verify --help --version' ;;
+        '') words='balloon check console cpu-models host list new plan status topology verify --help --version' ;;
         check) words="$(_kvmsup_guests) --root --json --help" ;;
         plan) words="$(_kvmsup_guests) --root --json --help" ;;
         balloon | console | status | verify) words="$(_kvmsup_guests) --json --help" ;;
         cpu-models) words='--usable --machine --accel --json --help' ;;
+        new)
+            words='--image --cdrom --disk --vcpus --memory --bridge --user-net --dedicated --hugepages --uefi --machine'
+            words+=' --description --hostname --ssh-key --user-data --print --json --help'
+            ;;
         topology) words='--svg --root --json --help' ;;
         host | list) words='--json --help' ;;
     esac

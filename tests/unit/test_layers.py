@@ -14,7 +14,11 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "kvmsup"
 LAYERS = ("leaf", "model", "plan", "effects", "entry", "cli")
 LEAVES = ("errors", "cpulist", "sizes", "steps")
-THIRD_PARTY = {"pystemd": "kvmsup.effects.systemd", "pyudev": "kvmsup.effects.udev"}
+THIRD_PARTY = {
+    "pystemd": "kvmsup.effects.systemd",
+    "pyudev": "kvmsup.effects.udev",
+    "toml": "kvmsup.plan.newguest",
+}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

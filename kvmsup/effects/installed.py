@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the installed QEMU says for `kvmsup new`: its newest machine type, and what an image is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+
+from kvmsup.errors import HostError
+from kvmsup.plan.newguest import Image
+from kvmsup.plan.qemu import BINARY
+
+_IMG = "/usr/bin/qemu-img"
+_PATIENCE_SECONDS = 60
+_NEWEST = re.compile(r"^q35 .*\(alias of (pc-q35-[0-9.]+)\)$", re.MULTILINE)
+
+
+def newest_machine() -> str:
+    """The versioned type that "q35" stands for now. Raises HostError."""
+    found = _NEWEST.search(_said([BINARY, "-machine", "help"], "qemu-system-x86"))
+    if not found:
+        raise HostError(f"{BINARY} does not say which machine type q35 is", "name one: --machine pc-q35-7.2")
+    return found[1]
+
+
+def image(path: str) -> Image:
+    """What qemu-img finds at `path`. It may guess the format of what is the administrator's own. Raises HostError."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        raise HostError(f"--image {path}: {error.strerror}") from None
+    text = _said([_IMG, "info", "--output=json", "--", path], "qemu-utils")
+    try:
+        found = json.loads(text)
+        backing = str(found.get("backing-filename", ""))
+        return Image(path, str(found["format"]), int(found["virtual-size"]), backing)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise HostError(f"qemu-img's description of {path} is not as its schema says") from None
+
+
+def _said(command: list[str], package: str) -> str:
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PATIENCE_SECONDS,
+            check=False,
+        )
+    except FileNotFoundError:
+        raise HostError(f"there is no {command[0]}", f"apt install {package}") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HostError(f"{command[0]} cannot be run: {error}") from None
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        raise HostError(said[-1].removeprefix("qemu-img: "))
+    return done.stdout
