@@ -9,7 +9,7 @@ from typing import NamedTuple
 from kvmsup import sizes
 from kvmsup.errors import ConfigError, Diagnostic
 from kvmsup.model import cells, firstboot, wishes
-from kvmsup.model.guest import Balloon, Cpu, Guest, Host, Machine, Memory
+from kvmsup.model.guest import Balloon, Cpu, Guest, Host, Machine, Memory, Screen
 from kvmsup.model.table import Document, Table
 from kvmsup.model.topology import Topology
 
@@ -23,6 +23,8 @@ GUEST_KEYS = {
         "memory",
         "iothread",
         "numa",
+        "console",
+        "display",
         "credentials",
         "cloud-init",
     ),
@@ -35,6 +37,8 @@ GUEST_KEYS = {
     "iothread.NAME": ("cpus",),
     "numa": (),
     "numa.N": ("vcpus", "memory", "host-node", "distances"),
+    "console": ("serial",),
+    "display": ("vnc",),
     "credentials": (),
     "cloud-init": ("user-data", "meta-data", "network-config"),
 }
@@ -94,6 +98,7 @@ def read_guest(name: str, file: str, content: bytes, topology: Topology | None =
         memory,
         iothreads,
         found,
+        screen=_screen(_section(top, "console"), _section(top, "display")),
         credentials=credentials,
         cloud_init=cloud_init,
     )
@@ -216,6 +221,11 @@ def _topology(
         fits = f"vcpus = {others * cores} or {others * (cores + 1)}, or maxcpus = {others * (cores + 1)} beside it"
         table.note("vcpus", f"{vcpus} vCPUs do not fill cores: {written} = {others * cores}", fits)
     return vcpus, total, sockets, dies, cores, threads
+
+
+def _screen(console: Table, display: Table) -> Screen:
+    serial = console.choice("serial", ("journal", "interactive"), "journal")
+    return Screen(serial, display.boolean("vnc", False))
 
 
 def _memory(table: Table) -> Memory:

@@ -113,6 +113,13 @@ class CloudInit(NamedTuple):
     network_config: str
 
 
+class Screen(NamedTuple):
+    """Where one sees and reaches the guest: `serial` says where ttyS0 ends, and hvc0 ends where it does not."""
+
+    serial: str  # journal | interactive
+    vnc: bool
+
+
 class Guest(NamedTuple):
     """One guest as its TOML alone decides it."""
 
@@ -124,6 +131,7 @@ class Guest(NamedTuple):
     memory: Memory
     iothreads: tuple[IoThread, ...]
     cells: tuple[Cell, ...]  # none: the guest sees one node
+    screen: Screen = Screen("journal", vnc=False)
     credentials: tuple[Credential, ...] = ()
     cloud_init: CloudInit | None = None
 

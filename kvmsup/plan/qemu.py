@@ -19,6 +19,8 @@ RUNTIME = "/run/kvmsup/guests"
 
 # A QMP monitor serves one client at a time and lets the next one hang, so each kind of client has its own.
 MONITORS = ("control", "supervisor", "admin")
+# The file in the guest's directory where QEMU says why it ended.
+ENDED = "ended"
 
 Option = tuple[Word, ...]
 
@@ -60,11 +62,13 @@ def options(guest: Guest) -> Iterator[Option]:
         yield (["-object"], props("iothread", id=iothread.name))
     yield from _monitors(guest)
     yield from _consoles(guest)
+    yield from _ends(guest)
     yield (["-device"], ["virtio-rng-pci"])
     if guest.memory.balloon:
         # deflate-on-oom: a guest that would kill a program takes memory out of the balloon instead.
         balloon = props("virtio-balloon-pci", id="balloon", free_page_reporting="on", deflate_on_oom="on")
         yield (["-device"], balloon)
+    yield from _display(guest)
     yield from _first_boot(guest)
 
 
@@ -163,10 +167,46 @@ def _monitors(guest: Guest) -> Iterator[Option]:
 
 
 def _consoles(guest: Guest) -> Iterator[Option]:
-    """ttyS0 goes to the unit's standard output and so to the journal; hvc0 is the interactive one."""
-    yield (["-chardev"], props("stdio", id="ttyS0", signal="off"))
+    """One goes to the unit's standard output and so to the journal; the other is interactive, on a socket.
+
+    Without a reader what the guest prints is dropped, it never waits for one (chardev/char-socket.c, tcp_chr_write;
+    hw/char/virtio-console.c, flush_buf). A log file of QEMU's would keep it, and grow for as long as the guest likes.
+    """
+    path = socket(guest.name, "console")
+    to_socket = {"ttyS0": guest.screen.serial == "interactive", "hvc0": guest.screen.serial == "journal"}
+    ends = {
+        console: props("socket", id=console, path=path, server="on", wait="off")
+        if on_socket
+        else props("stdio", id=console, signal="off")
+        for console, on_socket in to_socket.items()
+    }
+    yield (["-chardev"], ends["ttyS0"])
     yield (["-serial"], ["chardev:ttyS0"])
     yield (["-device"], props("virtio-serial-pci", id="consoles"))
-    path = socket(guest.name, "console")
-    yield (["-chardev"], props("socket", id="hvc0", path=path, server="on", wait="off"))
+    yield (["-chardev"], ends["hvc0"])
     yield (["-device"], props("virtconsole", chardev="hvc0", bus="consoles.0"))
+
+
+def _display(guest: Guest) -> Iterator[Option]:
+    """A screen, a pointer that is where the viewer's is, and the socket. A keyboard every machine has (i8042).
+
+    Plain VGA is what all firmware, boot loaders and installers draw on. A tablet on USB would need a controller that
+    wakes the host up. Their slots are above those that QEMU numbers by itself and below those of plan/ports, so that
+    nothing else moves with them.
+    """
+    if guest.screen.vnc:
+        yield (["-device"], props("VGA", id="screen", addr="0f.0"))
+        yield (["-device"], props("virtio-tablet-pci", id="tablet", addr="0e.0"))
+        yield (["-vnc"], props(f"unix:{socket(guest.name, 'vnc')}"))
+
+
+def _ends(guest: Guest) -> Iterator[Option]:
+    """A kernel that panics says so (pvpanic), which is a failure of QEMU's; why QEMU ended is in a file.
+
+    On the ISA bus, where older kernels look for it too. One line is written, at QEMU's end: all of qemu_log goes to
+    the file, and nothing else of it is on.
+    """
+    yield (["-device"], ["pvpanic"])
+    yield (["-action"], ["panic=exit-failure"])
+    yield (["-D"], [socket(guest.name, ENDED)])
+    yield (["-trace"], ["qemu_system_shutdown_request"])
