@@ -13,6 +13,8 @@ from kvmsup.model.table import Problem, Table
 BRIDGE, MACVTAP, TAP, USER = KINDS = ("bridge", "macvtap", "tap", "user")
 # drivers/net/tun.c and tap.c: MAX_TAP_QUEUES.
 MOST_QUEUES = 256
+# Interfaces that there are places for (plan/ports.py): NIC_SLOTS, by the functions of a slot.
+PCIE_ROOM, PCI_ROOM = 32, 4
 # include/uapi/linux/if.h: IFNAMSIZ, with the zero at the end.
 LONGEST_LINK = 15
 NAME_RULE = "a lower-case letter, then up to 14 lower-case letters, digits and dashes"
@@ -31,9 +33,13 @@ class _Backing(NamedTuple):
     over: str
 
 
-def read(table: Table, keys: tuple[str, ...], guest: str, cpu: Cpu) -> tuple[Net, ...]:
+def read(table: Table, keys: tuple[str, ...], guest: str, cpu: Cpu, *, pcie: bool) -> tuple[Net, ...]:
     """The interfaces of the guest called `guest`, in the order of the file."""
     found = tuple(_nets(table, keys, guest, cpu))
+    room = PCIE_ROOM if pcie else PCI_ROOM
+    for net in found[room : room + 1]:
+        what = f"there is no room on the machine for more than {room}"
+        table.note(net.name, what, "" if pcie else "a machine type such as pc-q35-7.2 has more", at_key=True)
     _check_apart(table, found)
     _check_sandbox(table, found)
     return found

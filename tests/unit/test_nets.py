@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from kvmsup import cli
 from kvmsup.effects import interfaces, netns, taps
+from kvmsup.errors import ConfigError
 from kvmsup.model import claim as claims
 from kvmsup.model import config, nets
 from kvmsup.model.claim import Interface
 from kvmsup.model.guest import Guest
 from kvmsup.plan import nets as planned
-from kvmsup.plan import plugs, refusals, unitfile
+from kvmsup.plan import plugs, ports, refusals, unitfile
 from kvmsup.plan.plugs import BridgeTap
 from tests.unit import hosts, networks
 from tests.unit.networks import Networks
@@ -33,6 +34,19 @@ LAN = Interface("lan", "bridge", "02:75:59:c2:7f:08", "web.lan", "br0")
 
 def guest(text: str, name: str = "web") -> Guest:
     return config.read_guest(name, f"/etc/kvmsup/{name}.toml", (HEAD + text).encode()).guest
+
+
+@pytest.mark.parametrize(("machine", "room"), [("pc-q35-7.2", 32), ("pc-i440fx-7.2", 4)])
+def test_no_room(machine: str, room: int) -> None:
+    """As many as there are places in plan/ports.py, and not one more."""
+    assert ports.most(ports.NIC_SLOTS, machine) == room
+    text = HEAD.replace("pc-q35-7.2", machine)
+    text += "".join(f'[net.n{number}]\nbridge = "br0"\n' for number in range(room))
+    read = config.read_guest("web", "web.toml", text.encode())
+    assert len({place.place["bus"] + place.place.get("addr", "") for place in planned.places(read.guest)}) == room
+    with pytest.raises(ConfigError) as caught:
+        config.read_guest("web", "web.toml", f'{text}[net.last]\nbridge = "br0"\n'.encode())
+    assert f"net.last: there is no room on the machine for more than {room}" in str(caught.value)
 
 
 @given(NAMES, NET_NAMES)
