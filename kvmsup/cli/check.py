@@ -6,11 +6,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 from kvmsup.cli import show
-from kvmsup.effects import configs, models, sources, sysfs
+from kvmsup.effects import configs, models, outdated, sources, sysfs
 from kvmsup.errors import ConfigError, Diagnostic, HostError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.guest import NAME_RULE, is_name
@@ -69,7 +70,28 @@ def _guest(name: str, root: str, topology: Topology | None) -> tuple[Diagnostic,
         raise KvmsupError(f"there is no guest {name}: no {file}", f"did you mean {near}?" if near else "")
     if not is_name(name):
         return (Diagnostic(file, 0, 0, f"{name!r} cannot name a guest", NAME_RULE),)
-    return _placed(config.read_guest(name, file, content, topology), root)
+    return _placed(config.read_guest(name, file, content, topology), root) + _not_loaded(name, file, root)
+
+
+# An edit is picked up by itself within this time, where kvmsup-reload.path runs.
+_LOADED_SECONDS = 1.0
+
+
+@cache
+def _deadline() -> float:
+    return time.monotonic() + _LOADED_SECONDS
+
+
+def _not_loaded(name: str, file: str, root: str) -> tuple[Diagnostic, ...]:
+    """A warning where systemd has not loaded this state of the file, and does not do so by itself."""
+    if root or outdated.loaded(root, name) is not False:
+        return ()
+    while outdated.loaded(root, name) is False:
+        if time.monotonic() > _deadline():
+            what = "systemd has not loaded this file as it is now: a start would be refused"
+            return (Diagnostic(file, 0, 0, what, "systemctl daemon-reload", severity="warning"),)
+        time.sleep(_LOADED_SECONDS / 20)
+    return ()
 
 
 def _placed(read: config.Read, root: str) -> tuple[Diagnostic, ...]:

@@ -5,25 +5,26 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
-from kvmsup.effects import configs, ksm, observe, pressure, sysfs, usage
-from kvmsup.errors import KvmsupError
-from kvmsup.model import config
+from kvmsup.effects import ksm, observe, outdated, pressure, sysfs, usage
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest
 from kvmsup.plan import overcommit
+from kvmsup.plan.changes import LIVE
 from kvmsup.plan.overcommit import Books
 
-_HEADS = ("GUEST", "STATE", "VCPUS", "CPUS", "PLACEMENT", "MEMORY", "PAGES", "NODE", "KSM")
+_NOTE = "NOTE"
+_HEADS = ("GUEST", "STATE", "VCPUS", "CPUS", "PLACEMENT", "MEMORY", "PAGES", "NODE", "KSM", _NOTE)
 
 
 def run(asked: argparse.Namespace) -> int:
     """Print the listing."""
     seen = observe.guests("")
-    rows = [row(one, _configured(one.name)) for one in seen]
+    rows = [row(one, outdated.configured("", one.name)) for one in seen]
     if asked.json:
         memory = overcommitted(seen, rows)._asdict()
         print(json.dumps({"host": host(seen) | {"memory": memory}, "guests": rows}, indent=2))
@@ -33,7 +34,7 @@ def run(asked: argparse.Namespace) -> int:
     if not rows:
         print("no guests: describe one in /etc/kvmsup/NAME.toml, see kvmsup.guest(5)")
         return 0
-    for line in show.table(_HEADS, [_cells(one) for one in rows]):
+    for line in show.table(*_without_empty_notes([_cells(one) for one in rows])):
         print(line)
     return 0
 
@@ -78,17 +79,6 @@ def _glance(host: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def _configured(name: str) -> Guest | None:
-    """The guest as its file says it, None while that is wrong or gone."""
-    content = configs.read_guest("", name)
-    if content is None:
-        return None
-    try:
-        return config.read_guest(name, configs.guest_file(name), content).guest
-    except KvmsupError:
-        return None
-
-
 def row(seen: observe.Seen, guest: Guest | None) -> dict[str, Any]:
     """One guest for programs; what only a running guest has is null while it is down."""
     claim = seen.claim
@@ -104,11 +94,18 @@ def row(seen: observe.Seen, guest: Guest | None) -> dict[str, Any]:
         "vcpus": claim.vcpus if claim else guest.cpu.vcpus if guest else None,
         "cpus": cpulist.render(frozenset().union(*claim.vcpu)) if claim else None,
         "placement": _kind(claim, guest),
-        "memory": guest.memory.size if guest else None,
-        "page_size": guest.memory.page_size if guest else None,
+        "memory": (claim.size if claim else 0) or (guest.memory.size if guest else None),
+        "page_size": claim.page_size if claim else guest.memory.page_size if guest else None,
         "nodes": cpulist.render(claim.nodes) if claim else None,
-        "ksm": guest.memory.ksm if guest else None,
+        "ksm": claim.ksm if claim else guest.memory.ksm if guest else None,
+        "changed": _changed(guest) if guest and seen.pid else None,
+        "qemu": outdated.qemu("", seen.pid)._asdict() if seen.pid else None,
     }
+
+
+def _changed(guest: Guest) -> list[dict[str, Any]] | None:
+    found = outdated.changed("", guest)
+    return None if found is None else [one._asdict() for one in found]
 
 
 def _kind(claim: Claim | None, guest: Guest | None) -> str | None:
@@ -130,4 +127,19 @@ def _cells(one: dict[str, Any]) -> list[str]:
         sizes.render(one["page_size"]) if one["page_size"] else "4K" if one["memory"] else "",
         one["nodes"] or "",
         "yes" if one["ksm"] else "",
+        ", ".join(_notes(one)),
     ]
+
+
+def _notes(one: dict[str, Any]) -> Iterator[str]:
+    if one["changed"]:
+        reload = any(change["how"] == LIVE for change in one["changed"])
+        yield "edited: reload" if reload else "edited: restart"
+    if one["qemu"] and one["qemu"]["differs"]:
+        yield show.other_qemu(one["qemu"])
+
+
+def _without_empty_notes(rows: list[list[str]]) -> tuple[tuple[str, ...], list[list[str]]]:
+    if any(row[-1] for row in rows):
+        return _HEADS, rows
+    return _HEADS[:-1], [row[:-1] for row in rows]

@@ -89,6 +89,11 @@ def balloon(report: dict[str, Any]) -> str:
     return f"{told(report['actual'])} of {told(report['size'])} (min {told(report['min'])}, {kind}), {knows}"
 
 
+def other_qemu(found: dict[str, Any]) -> str:
+    """`older QEMU: restart to use 10.0.13`."""
+    return f"{found['differs']} QEMU: restart to use {found['installed'] or 'the installed one'}"
+
+
 def as_json(value: object) -> None:
     """Print `value` for programs. What is not ASCII is escaped: a file's name may not even be UTF-8."""
     print(json.dumps(value, indent=2))

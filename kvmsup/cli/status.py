@@ -8,7 +8,8 @@ from typing import Any
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
-from kvmsup.effects import configs, hugepages, interfaces, ksm, observe
+from kvmsup.effects import configs, hugepages, interfaces, ksm, observe, outdated
+from kvmsup.plan.changes import LIVE, Change
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -46,6 +47,8 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
         "resident": [one._asdict() for one in resident],
         "balloon": observe.balloon("", seen),
         "ksm": _ksm(seen),
+        "changed": _changed(seen),
+        "qemu": outdated.qemu("", seen.pid)._asdict() if seen.pid else None,
         "nets": [_net(one) for one in wired],
         "threads": [_thread(one) for one in threads],
         "foreign": [one._asdict() for one in observe.intruders("", seen)],
@@ -54,6 +57,13 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
         or any(one.astray for one in resident)
         or any(one.wrong for one in wired),
     }
+
+
+def _changed(seen: observe.Seen) -> list[dict[str, Any]] | None:
+    """What its file says otherwise than what it runs with; None while it is down, and where that is not known."""
+    guest = outdated.configured("", seen.name) if seen.pid else None
+    found = outdated.changed("", guest) if guest else None
+    return None if found is None else [one._asdict() for one in found]
 
 
 def _thread(one: observe.Thread) -> dict[str, Any]:
@@ -114,6 +124,9 @@ def _lines(report: dict[str, Any]) -> list[str]:
     if cpu := report["cpu"]:
         lacks = f", {show.paint('drift')}: it lacks {', '.join(cpu['missing'])}" if cpu["missing"] else ""
         lines.append(f"  cpu        {' '.join((cpu['model'], *cpu['features']))}{lacks}")
+    if report["qemu"] and report["qemu"]["differs"]:
+        lines.append(f"  qemu       {show.other_qemu(report['qemu'])}")
+    lines += _changed_lines(report["changed"] or [])
     if report["balloon"]:
         lines.append(f"  balloon    {show.balloon(report['balloon'])}")
     if report["ksm"]:
@@ -161,6 +174,16 @@ def _resident(one: dict[str, Any]) -> str:
 
 def _mebibytes(size: int) -> str:
     return f"{size / sizes.UNITS['M']:.0f}M"
+
+
+def _changed_lines(changed: list[dict[str, Any]]) -> list[str]:
+    """What its file says otherwise, each with what applies it."""
+    lines: list[str] = []
+    for one in changed:
+        applies = "systemctl reload" if one["how"] == LIVE else "restart" + (one["why"] and f", {one['why']}")
+        head = "configured differently:" if not lines else " " * len("configured differently:")
+        lines.append(f"  {head} {Change(**one).told} ({applies})")
+    return lines
 
 
 def _thread_lines(threads: list[dict[str, Any]]) -> list[str]:
