@@ -15,22 +15,39 @@ import sys
 ERROR, WARNING, NOTICE = 3, 4, 5
 
 
+# The unit whose words are said, where its lines carry no priority: kvm@.service sets it.
+_UNIT = "KVMSUP_UNIT"
+
+
 def say(priority: int, text: str) -> None:
-    """Write `text` to standard error as the unit's own words, each line with its priority (sd-daemon(3))."""
-    for line in text.splitlines():
-        print(f"<{priority}>{line}", file=sys.stderr)
+    """Say `text` as the unit's own words, on standard error with a priority for each line (sd-daemon(3)).
+
+    The lines of kvm@NAME are what its guest prints, too, and a guest that could choose priorities would write to every
+    terminal of the host (journald.conf(5), ForwardToWall=). So systemd reads none there, and root logs in another way.
+    """
+    unit = os.environ.get(_UNIT)
+    if unit is None:
+        for line in text.splitlines():
+            print(f"<{priority}>{line}", file=sys.stderr)
+    elif text and (os.geteuid() != 0 or not _log("", unit, priority, text)):
+        print(text, file=sys.stderr)
 
 
 def tell(root: str, guest: str, priority: int, text: str) -> None:
     """Log `text` for kvm@`guest`; on standard error where there is no journal, or no service to be in."""
+    if not _log(root, f"kvm@{guest}.service", priority, text):
+        print(text, file=sys.stderr)
+
+
+def _log(root: str, unit: str, priority: int, text: str) -> bool:
+    """Whether the journal took it: not without one, nor outside of a service."""
     fields = {
         "MESSAGE": text,
         "PRIORITY": str(priority),
         "SYSLOG_IDENTIFIER": "kvmsup",
-        "OBJECT_SYSTEMD_UNIT": f"kvm@{guest}.service",
+        "OBJECT_SYSTEMD_UNIT": unit,
     }
-    if "JOURNAL_STREAM" not in os.environ or not _send(root, fields):
-        print(text, file=sys.stderr)
+    return "JOURNAL_STREAM" in os.environ and _send(root, fields)
 
 
 def _send(root: str, fields: dict[str, str]) -> bool:

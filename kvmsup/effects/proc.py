@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the kernel tells of one thread in /proc/PID/stat (proc(5))."""
+"""What the kernel tells of one thread in /proc/PID/stat (proc(5)), and signals to processes."""
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import NamedTuple
 
 from kvmsup.effects import files
@@ -33,3 +35,19 @@ def stat(directory: str) -> Stat | None:
         return None
     name = files.printable(head.partition("(")[2])
     return Stat(name, bool(flags & _PF_KTHREAD), bool(flags & _PF_NO_SETAFFINITY), last_cpu)
+
+
+def is_stopped(directory: str) -> bool:
+    """Whether a signal such as SIGSTOP has stopped the process of `directory`, below /proc."""
+    try:
+        return files.read(f"{directory}/stat").rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Send a signal to the process `pid`; that it has ended is as good."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass

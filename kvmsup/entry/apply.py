@@ -28,6 +28,7 @@ from kvmsup.effects import (
     sysfs,
     threads,
 )
+from kvmsup.entry import stop, stopping
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
@@ -64,8 +65,11 @@ def main(name: str, root: str = "") -> int:
     except (KeyError, ValueError):
         journal.say(journal.ERROR, "apply is run by systemctl reload, with MAINPID=")
         return 1
+    stopping.listen()
     try:
         run(name, pid, root)
+    except stopping.Stopping:
+        return stop.end(name, pid, root)
     except KvmsupError as error:
         journal.say(journal.ERROR, str(error))
         return 1

@@ -8,11 +8,13 @@ program even when QEMU is gone.
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Sequence
 
 from kvmsup import cpulist
-from kvmsup.effects import handover, journal, kernel, pin, qmp, threads
+from kvmsup.effects import handover, journal, kernel, pin, proc, qmp, threads
+from kvmsup.entry import stopping
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
 from kvmsup.model.claim import Claim
@@ -34,9 +36,12 @@ def main(name: str, root: str = "") -> int:
     except (KeyError, ValueError):
         journal.say(journal.ERROR, "attach is run by kvm@.service, with MAINPID=")
         return 1
+    stopping.listen()
     try:
-        claim = claim_text.from_environment(os.environ, "the environment")
-        run(name, pid, claim, root, plugs.parse(os.environ.get(plugs.VARIABLE, "[]")))
+        claim, plugged = _given(pid)
+        run(name, pid, claim, root, plugged)
+    except stopping.Stopping:
+        return 0
     except KvmsupError as error:
         journal.say(journal.ERROR, str(error))
         if isinstance(error, QmpError):
@@ -48,27 +53,59 @@ def main(name: str, root: str = "") -> int:
     return 0
 
 
+def _given(pid: int) -> tuple[Claim, Sequence[plugs.Plug]]:
+    try:
+        plugged = plugs.parse(os.environ.get(plugs.VARIABLE, "[]"))
+        return claim_text.from_environment(os.environ, "the environment"), plugged
+    except KvmsupError:
+        proc.send(pid, signal.SIGTERM)
+        raise
+
+
 def run(name: str, pid: int, claim: Claim, root: str, plugged: Sequence[plugs.Plug] = ()) -> None:
-    """Plug in, pin, verify, run. Raises KvmsupError; a guest that already runs is then told to power down."""
-    step("attach.connect")
-    with qmp.Monitor(root + socket(name, "control.qmp"), pid) as monitor:
-        step("attach.negotiate")
-        monitor.negotiate()
-        _plug(monitor, plugged, root)
-        step("attach.threads")
-        wanted = threads.of_guest(root, pid, claim, threads.named_by_qemu(monitor, claim))
-        step("attach.pin")
-        _pin(pid, claim, wanted)
-        step("attach.verify")
-        _verify(root, claim, wanted)
-        step("attach.run")
-        try:
+    """Plug in, pin, verify, run. Raises KvmsupError.
+
+    After an error, and when the unit is to stop, QEMU is ended: at once before the guest's first instruction, as by
+    stop after it. systemd would only wait for QEMU, and then kill it.
+    """
+    ran = False
+    try:
+        step("attach.connect")
+        with qmp.Monitor(root + socket(name, "control.qmp"), pid) as monitor:
+            wanted = _prepare(monitor, pid, claim, root, plugged)
+            if claim.ready:
+                from kvmsup.effects import ready  # only guests that speak of themselves need it
+
+                ready.forget(root, name)  # what it said before this start
+            step("attach.run")
+            ran = True
             monitor.execute("cont")
             step("attach.look-again")
             _look_again(root, pid, claim, wanted)
-        except KvmsupError:
-            _power_down(monitor)
-            raise
+    except BaseException:  # Stopping, too
+        if ran:
+            from kvmsup.entry import stop  # a good start has no need of it
+
+            stop.end(name, pid, root)
+        else:
+            proc.send(pid, signal.SIGTERM)
+        raise
+
+
+def _prepare(
+    monitor: qmp.Monitor, pid: int, claim: Claim, root: str, plugged: Sequence[plugs.Plug]
+) -> dict[int, Duty]:
+    """All that has to be done while the guest is paused; returns what was wanted of each thread, by its tid."""
+    step("attach.negotiate")
+    monitor.negotiate()
+    _plug(monitor, plugged, root)
+    step("attach.threads")
+    wanted = threads.of_guest(root, pid, claim, threads.named_by_qemu(monitor, claim))
+    step("attach.pin")
+    _pin(pid, claim, wanted)
+    step("attach.verify")
+    _verify(root, claim, wanted)
+    return wanted
 
 
 def _plug(monitor: qmp.Monitor, plugged: Sequence[plugs.Plug], root: str) -> None:
@@ -81,14 +118,6 @@ def _plug(monitor: qmp.Monitor, plugged: Sequence[plugs.Plug], root: str) -> Non
     # The boot order of what is plugged counts from the next reset (softmmu/bootdevice.c, restore_boot_order).
     step("attach.reset")
     monitor.reset()
-
-
-def _power_down(monitor: qmp.Monitor) -> None:
-    """Press the power button of a guest that may run already; what is to be told is why, not how that went."""
-    try:
-        monitor.execute("system_powerdown")
-    except QmpError:
-        pass
 
 
 def _pin(pid: int, claim: Claim, wanted: dict[int, Duty]) -> None:

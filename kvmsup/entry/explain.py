@@ -6,16 +6,14 @@ kvm@NAME, the template's own ExecStart=, runs main: systemd has no drop-in for t
 
 from __future__ import annotations
 
-import sys
-
-from kvmsup.effects import configs
+from kvmsup.effects import configs, journal
 from kvmsup.errors import KvmsupError
 from kvmsup.model import config
 
 
 def main(name: str, root: str = "") -> int:
     """Say what is wrong with the configuration of the guest called `name`; always 1."""
-    print(f"<3>{reason(name, root)}", file=sys.stderr)
+    journal.say(journal.ERROR, reason(name, root))
     return 1
 
 

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """kvm@NAME, ExecStop=: press the guest's power button until it has shut down.
 
-SIGTERM, which systemd sends once this program has ended, is a power cut for the guest. So this waits for QEMU's end,
-presses again (a guest in its boot loader does not hear the first time), and gives up only when the patience is over.
+This waits for QEMU's end, presses again (a guest in its boot loader does not hear the first time), and gives up only
+when the patience is over. A guest that is paused or asleep is made to go on, because it hears nothing as it is; one
+that will never run again is cut off.
+
+When this program has ended, systemd waits for QEMU and kills it: what ends QEMU before is here.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import signal
 import time
 
-from kvmsup.effects import journal, qmp, systemctl
+from kvmsup.effects import journal, proc, qmp, systemctl
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.plan.qemu import socket
 from kvmsup.steps import step
@@ -29,10 +33,16 @@ def main(name: str, root: str = "") -> int:
         pid = int(os.environ["MAINPID"])
     except (KeyError, ValueError):
         return 0  # QEMU ended by itself
+    return end(name, pid, root)
+
+
+def end(name: str, pid: int, root: str) -> int:
+    """As `main`, of the guest whose QEMU is `pid`; 1 when it could not be asked and was told to end at once."""
     try:
         run(name, pid, root, _patience(name))
     except KvmsupError as error:
-        journal.say(journal.WARNING, f"the guest could not be asked to power down: {error}")
+        journal.say(journal.WARNING, f"the guest could not be asked to power down: {error}: its power is cut")
+        proc.send(pid, signal.SIGTERM)
         return 1
     return 0
 
@@ -49,19 +59,21 @@ def _patience(name: str) -> float:
 def run(name: str, pid: int, root: str, patience: float) -> None:
     """Power down, repeated, for `patience` seconds; then quit QEMU. Raises KvmsupError when QEMU does not listen."""
     deadline = time.monotonic() + patience
+    if proc.is_stopped(f"{root}/proc/{pid}"):
+        journal.say(journal.NOTICE, "QEMU was stopped by a signal: it goes on, so that the guest can shut down")
+        proc.send(pid, signal.SIGCONT)
     step("stop.connect")
     try:
         with qmp.Monitor(root + socket(name, "control.qmp"), pid, deadline) as monitor:
             monitor.negotiate()
             if not _power_down(monitor, deadline):
-                _cut(monitor, patience)
+                _cut(monitor)
     except QmpError:
         if not _ended(pid):
             raise
 
 
-def _cut(monitor: qmp.Monitor, patience: float) -> None:
-    journal.say(journal.WARNING, f"the guest has not shut down within {patience:.0f} s: cutting its power")
+def _cut(monitor: qmp.Monitor) -> None:
     step("stop.quit")
     monitor.deadline = time.monotonic() + _QUIT_SECONDS
     monitor.execute("quit")
@@ -69,17 +81,59 @@ def _cut(monitor: qmp.Monitor, patience: float) -> None:
 
 
 def _power_down(monitor: qmp.Monitor, deadline: float) -> bool:
-    """Whether QEMU ended before `deadline`."""
-    while time.monotonic() < deadline:
+    """Whether QEMU ended before `deadline`.
+
+    That the power has to be cut is said.
+    """
+    start = time.monotonic()
+    while (now := time.monotonic()) < deadline:
+        if not _hears(monitor):
+            return False
         step("stop.powerdown")
         try:
             monitor.execute("system_powerdown")
         except QmpError:
             pass  # refused for now, or QEMU is ending: what follows tells
         step("stop.wait")
-        if monitor.wait_for_end(min(_AGAIN_SECONDS, max(0.0, deadline - time.monotonic()))):
+        if monitor.wait_for_end(max(0.0, min(now + _AGAIN_SECONDS, deadline) - time.monotonic())):
             return True
+    journal.say(journal.WARNING, f"the guest has not shut down within {deadline - start:.0f} s: cutting its power")
     return False
+
+
+# What a guest in one of these states (qapi/run-state.json, RunState) needs before it hears, and what is said of it.
+_WAKING = {
+    "paused": ("cont", "the guest was paused: it goes on, to shut down"),
+    "debug": ("cont", "the guest was held by a debugger: it goes on, to shut down"),
+    "watchdog": ("cont", "the guest was paused by its watchdog: it goes on, to shut down"),
+    "io-error": ("cont", "the guest was paused by an error of a disk: it tries again, to shut down"),
+    "suspended": ("system_wakeup", "the guest was asleep: it is woken, to shut down"),
+}
+# States that a guest never leaves by itself; before its first instruction there is nothing to lose.
+_DEAD = {
+    "internal-error": "KVM could not run the guest any further (internal-error): cutting its power",
+    "guest-panicked": "the guest's kernel has panicked: cutting its power",
+    "shutdown": "the guest has shut down, and was kept: cutting its power",
+    "prelaunch": "",
+}
+
+
+def _hears(monitor: qmp.Monitor) -> bool:
+    """Whether the guest can notice its power button, once it has been woken where it has to be."""
+    try:
+        found = monitor.execute("query-status")
+        state = str(found.get("status")) if isinstance(found, dict) else ""
+        if state in _DEAD:
+            if _DEAD[state]:
+                journal.say(journal.WARNING, _DEAD[state])
+            return False
+        if state in _WAKING:
+            command, said = _WAKING[state]
+            journal.say(journal.NOTICE, said)
+            monitor.execute(command)
+    except QmpError:
+        pass  # as with the button: what follows tells
+    return True
 
 
 def _ended(pid: int) -> bool:

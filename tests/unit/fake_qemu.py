@@ -228,6 +228,28 @@ def stubborn(*ignored: str) -> Callable[[Qemu], None]:
     return lambda qemu: qemu.serve(lambda command: {"return": {}} if command in ignored else None)
 
 
+def list_status(status: object) -> Callable[[Qemu], None]:
+    return lambda qemu: qemu.serve(lambda command: {"return": status} if command == "query-status" else None)
+
+
+def in_state(state: str, woken_by: str = "") -> Callable[[Qemu], None]:
+    """A guest in that state, in which it hears no power button; `woken_by` is the command that makes it run."""
+
+    def behave(qemu: Qemu) -> None:
+        now = [state]
+
+        def answer(command: str) -> object:
+            if command == woken_by:
+                now[0] = "running"
+            if command == "query-status":
+                return {"return": {"status": now[0], "running": now[0] == "running"}}
+            return {"return": {}} if command == "system_powerdown" and now[0] != "running" else None
+
+        qemu.serve(answer)
+
+    return behave
+
+
 def never_reads(qemu: Qemu) -> None:
     """Fill the other side's buffers and its own, so that nothing can be sent to it."""
     qemu.say(GREETING)
@@ -253,6 +275,14 @@ BEHAVIOURS: dict[str, Callable[[Qemu], object]] = {
     "die-at-threads": hang_up(after="query-cpus-fast", die=True),
     "die-at-cont": hang_up(after="cont", die=True),
     "die-at-powerdown": hang_up(after="system_powerdown", die=True),
+    "paused": in_state("paused", "cont"),
+    "io-error": in_state("io-error", "cont"),
+    "asleep": in_state("suspended", "system_wakeup"),
+    "internal-error": in_state("internal-error"),
+    "panicked": in_state("guest-panicked"),
+    "prelaunch": in_state("prelaunch"),
+    "state-of-nothing": list_status(3),
+    "state-unknown": list_status({"status": ["x"]}),
     "bad-greeting": lambda qemu: qemu.say({"hello": 1}),
     "not-json": raw(b"hello\n"),
     "not-utf-8": raw(b'{"return": "\xff"}\n'),
@@ -308,10 +338,12 @@ def main(path: str, behaviour: str, vcpus: int) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(1)
-        connection, _ = listener.accept()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            BEHAVIOURS[behaviour](Qemu(connection, tids))
-        _sleep()
+        connections = []
+        while True:  # one client after the other, as QEMU has it; none is hung up on
+            connection, _ = listener.accept()
+            connections.append(connection)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                BEHAVIOURS[behaviour](Qemu(connection, tids))
 
 
 def speak(behaviour: str, words: list[str]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 import pytest
@@ -149,24 +150,23 @@ NETWORKS = ("attach.tap", "attach.join", "attach.macvtap")
 
 @pytest.mark.parametrize("name", [name for name in STEPS if name.startswith("attach.") and name not in NETWORKS])
 def test_a_fault_at_each_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever step fails, the sentence comes out, and a guest that runs already is told to power down."""
+    """Whatever step fails, the sentence comes out, and QEMU ends: by the power button where the guest runs already."""
     monkeypatch.setenv("KVMSUP_FAULT", f"{name}:error")
     with fake_qemu.running("good") as fake:
         disk = Plug("disk.root", File("/proc/version", False, 0, "raw"), ())
         with pytest.raises(HostError) as caught:
             attach.run("web", fake.pid, wanted(), fake.root, [disk] if name in ("attach.plug", "attach.reset") else [])
         assert str(caught.value) == f"a fault was injected at the step {name} (KVMSUP_FAULT)"
-        if name == "attach.look-again":
-            assert fake.process.wait(10) == 0
-        else:
-            assert fake.process.poll() is None
+        assert fake.process.wait(10) == (0 if name == "attach.look-again" else -signal.SIGTERM)
 
 
 def test_main_tells_the_journal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     assert attach.main("web") == 1
     assert capfd.readouterr().err == "<3>attach is run by kvm@.service, with MAINPID=\n"
-    monkeypatch.setenv("MAINPID", "1")
-    assert attach.main("web") == 1
+    with fake_qemu.running("good") as fake:
+        monkeypatch.setenv("MAINPID", str(fake.pid))
+        assert attach.main("web", fake.root) == 1
+        assert fake.process.wait(10) == -signal.SIGTERM
     assert capfd.readouterr().err.splitlines() == [
         "<3>the environment is not a claim: KeyError('KVMSUP_GUEST')",
         "<3>  hint: kvmsup writes it; nobody else should",
@@ -176,6 +176,7 @@ def test_main_tells_the_journal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
         for line in claim_text.render(wanted()).splitlines():
             monkeypatch.setenv(*line.split("=", 1))
         assert attach.main("web", fake.root) == 1
+        assert fake.process.wait(10) == -signal.SIGTERM
     assert capfd.readouterr().err == "<3>QEMU has vCPUs 1, 2 were asked for\n"
 
 

@@ -49,9 +49,9 @@ def imported(entry: str) -> set[str]:
     ("entry", "allowed"),
     [
         ("generator", BASE | TOML),
-        ("attach", BASE | SOCKETS),
+        ("attach", BASE | SOCKETS | {"signal"}),
         ("stop", BASE | SOCKETS | PROCESSES),
-        ("explain", BASE | TOML),
+        ("explain", BASE | SOCKETS | TOML),
         ("release", BASE | SOCKETS | PROCESSES),
         ("setup", BASE | SOCKETS | PROCESSES | TOML),
     ],

@@ -143,7 +143,7 @@ def test_explain(root: str, text: str | None, said: str, capsys: pytest.CaptureF
     if text is not None:
         guest_file(root, "web").write_text(text)
     assert explain.main("web", root) == 1
-    assert capsys.readouterr().err == f"<3>{said}\n"
+    assert capsys.readouterr().err == "".join(f"<3>{line}\n" for line in said.splitlines())
 
 
 def test_replace_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Why a guest has ended, in a sentence, where neither systemd nor QEMU says it; pure."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# What QEMU traces when it is about to end, and two of its causes (qapi/run-state.json, ShutdownCause).
+_TRACED = re.compile(r"qemu_system_shutdown_request reason=([0-9]{1,3})\b")
+_GUEST_SHUTDOWN, _GUEST_PANIC = 6, 8
+
+
+class Told(NamedTuple):
+    """`failed`: the unit has failed by it."""
+
+    failed: bool
+    what: str
+
+
+def cause(traced: str) -> int | None:
+    """The last cause in what QEMU has `traced`; None where there is none, as after a kill -9."""
+    found = _TRACED.findall(traced)
+    return int(found[-1]) if found else None
+
+
+def told(result: str, why: int | None) -> Told | None:
+    """What to say of an end with systemd's `result` (systemd.exec(5), $SERVICE_RESULT) and QEMU's cause.
+
+    None where systemd's own words and QEMU's say all.
+    """
+    if result == "oom-kill":
+        fix = "the host has too little memory (kvmsup list), or a MemoryMax= of the unit or of a slice is too small"
+        return Told(True, f"the kernel ran out of memory and killed QEMU: a power cut for the guest\n  hint: {fix}")
+    if why == _GUEST_PANIC:
+        where = "what it said last is above, where the journal has the console that it said it on (console.serial)"
+        return Told(True, f"the guest's kernel has panicked\n  hint: {where}")
+    if why == _GUEST_SHUTDOWN and result == "success":
+        return Told(False, "the guest has shut down")
+    return None

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Stops of guests that do not simply run, stops while another program is at QEMU, and what is said of an end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kvmsup.effects import journal, proc
+from kvmsup.entry import ended, stop, stopping
+from kvmsup.model import claim as claim_text
+from kvmsup.plan import ending
+from kvmsup.plan.qemu import ENDED
+from tests.unit import fake_qemu, real_qemu
+from tests.unit.hosts import claim
+
+CPUS = sorted(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "said"),
+    [
+        ("paused", "<5>the guest was paused: it goes on, to shut down\n"),
+        ("io-error", "<5>the guest was paused by an error of a disk: it tries again, to shut down\n"),
+        ("asleep", "<5>the guest was asleep: it is woken, to shut down\n"),
+        ("internal-error", "<4>KVM could not run the guest any further (internal-error): cutting its power\n"),
+        ("panicked", "<4>the guest's kernel has panicked: cutting its power\n"),
+        ("prelaunch", ""),
+        ("state-of-nothing", ""),
+        ("state-unknown", ""),
+    ],
+)
+def test_a_guest_that_hears_nothing(behaviour: str, said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """It is made to hear, or cut off at once where it never will; nobody waits for the patience to be over."""
+    with fake_qemu.running(behaviour) as fake:
+        start = time.monotonic()
+        stop.run("web", fake.pid, fake.root, 60.0)
+        assert fake.process.wait(10) == 0
+        assert time.monotonic() - start < 20
+    assert capfd.readouterr().err == said
+
+
+def test_a_stopped_qemu_goes_on(capfd: pytest.CaptureFixture[str]) -> None:
+    with fake_qemu.running("good") as fake:
+        while not os.path.exists(fake.path):
+            time.sleep(0.01)
+        fake.process.send_signal(signal.SIGSTOP)
+        while not proc.is_stopped(f"/proc/{fake.pid}"):
+            time.sleep(0.01)
+        stop.run("web", fake.pid, fake.root, 60.0)
+        assert fake.process.wait(10) == 0
+    assert capfd.readouterr().err == "<5>QEMU was stopped by a signal: it goes on, so that the guest can shut down\n"
+
+
+def test_one_that_does_not_listen_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(stop, "_patience", lambda _: 0.5)
+    with fake_qemu.running("silence") as fake:
+        monkeypatch.setenv("MAINPID", str(fake.pid))
+        assert stop.main("web", fake.root) == 1
+        assert fake.process.wait(10) == -signal.SIGTERM
+    said = "<4>the guest could not be asked to power down: QEMU has not answered in time: its power is cut\n"
+    assert capfd.readouterr().err == said
+
+
+PROGRAM = "import sys; from kvmsup.entry import attach; sys.exit(attach.main('web', sys.argv[1]))"
+
+
+def attaching(fake: fake_qemu.Running, tmp_path: Path, fault: str) -> subprocess.Popen[bytes]:
+    """attach in a process of its own, as systemd runs it, which stops itself at a step."""
+    held = claim("web", [str(CPUS[0])] * 2, emulator=str(CPUS[-1]))
+    lines = (line.split("=", 1) for line in claim_text.render(held).splitlines())
+    environment = dict(lines) | {"MAINPID": str(fake.pid), "KVMSUP_FAULT": f"{fault}:stop"}
+    with open(tmp_path / "said", "wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, fake.root],
+            env=os.environ | environment,
+            stderr=said,
+            cwd=Path(__file__).parents[2],
+        )
+    while not proc.is_stopped(f"/proc/{process.pid}"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize(("step", "status"), [("attach.verify", -signal.SIGTERM), ("attach.look-again", 0)])
+def test_a_stop_while_attach_runs(step: str, status: int, tmp_path: Path) -> None:
+    """systemd sends the signal and SIGCONT: a paused QEMU ends at once, a guest that runs hears its power button."""
+    with fake_qemu.running("good") as fake:
+        process = attaching(fake, tmp_path, step)
+        process.send_signal(stopping.KILL_SIGNAL)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(30) == 0
+        assert fake.process.wait(10) == status
+    assert (tmp_path / "said").read_text() == ""
+
+
+def test_the_unit_sends_that_signal() -> None:
+    unit = (Path(__file__).parents[2] / "units/kvm@.service").read_text()
+    name = stopping.KILL_SIGNAL.name
+    assert f"\nKillSignal={name}\n" in unit
+    assert f"\nSuccessExitStatus={name}\n" in unit
+
+
+def test_real_qemu_pays_no_attention_to_it() -> None:
+    with real_qemu.running() as machine, machine.connected() as monitor:
+        monitor.execute("cont")
+        for _ in range(20):
+            machine.process.send_signal(stopping.KILL_SIGNAL)
+            assert monitor.execute("query-status")["status"] == "running"
+        assert machine.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("traced", "cause"),
+    [
+        ("", None),
+        ("qemu_system_shutdown_request reason=8\n", 8),
+        ("4711@1.5:qemu_system_shutdown_request reason=6\n", 6),
+        ("qemu_system_shutdown_request reason=6\nqemu_system_shutdown_request reason=4\n", 4),
+        ("qemu_system_shutdown_request reason=80000000000000000000000\n", None),
+        ("reason=8", None),
+    ],
+)
+def test_cause(traced: str, cause: int | None) -> None:
+    assert ending.cause(traced) == cause
+
+
+PANICKED = (
+    "the guest's kernel has panicked\n"
+    "  hint: what it said last is above, where the journal has the console that it said it on (console.serial)"
+)
+NO_MEMORY = (
+    "the kernel ran out of memory and killed QEMU: a power cut for the guest\n"
+    "  hint: the host has too little memory (kvmsup list), or a MemoryMax= of the unit or of a slice is too small"
+)
+
+
+@pytest.mark.parametrize(
+    ("result", "traced", "said"),
+    [
+        ("exit-code", "qemu_system_shutdown_request reason=8\n", (3, PANICKED)),
+        ("success", "qemu_system_shutdown_request reason=6\n", (5, "the guest has shut down")),
+        ("oom-kill", "", (3, NO_MEMORY)),
+        ("success", "qemu_system_shutdown_request reason=4\n", None),
+        ("signal", "", None),
+        ("exit-code", "\0\xff", None),
+    ],
+)
+def test_what_is_said_of_an_end(
+    result: str,
+    traced: str,
+    said: tuple[int, str] | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    directory = tmp_path / "run/kvmsup/guests/web"
+    directory.mkdir(parents=True)
+    (directory / ENDED).write_text(traced)
+    monkeypatch.setenv("SERVICE_RESULT", result)
+    assert ended.main("web", str(tmp_path)) == 0
+    lines = "".join(f"<{said[0]}>{line}\n" for line in said[1].splitlines()) if said else ""
+    assert capfd.readouterr().err == lines
+
+
+@pytest.mark.parametrize("kind", ["nothing", "link", "fifo", "directory"])
+def test_what_qemus_user_puts_in_its_place_is_not_read(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "run/kvmsup/guests/web"
+    directory.mkdir(parents=True)
+    (tmp_path / "secret").write_text("qemu_system_shutdown_request reason=8\n")
+    place = directory / ENDED
+    if kind == "link":
+        place.symlink_to(tmp_path / "secret")
+    elif kind == "fifo":
+        os.mkfifo(place)
+    elif kind == "directory":
+        place.mkdir()
+    monkeypatch.setenv("SERVICE_RESULT", "exit-code")
+    assert ended.main("web", str(tmp_path)) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_what_the_guests_unit_says_has_no_priority_in_its_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """systemd reads none there, where the guest's lines are, and would show it."""
+    monkeypatch.setenv("KVMSUP_UNIT", "kvm@web.service")
+    journal.say(journal.ERROR, "one\n  hint: two")
+    journal.say(journal.ERROR, "")
+    assert capfd.readouterr().err == "one\n  hint: two\n"
+    unit = (Path(__file__).parents[2] / "units/kvm@.service").read_text()
+    assert "\nSyslogLevelPrefix=no\nEnvironment=KVMSUP_UNIT=kvm@%i.service\n" in unit
