@@ -14,7 +14,7 @@ _PACKAGES = """
     python3 python3-pystemd python3-pyudev python3-toml
     linux-image-amd64 qemu-system-x86 qemu-utils ovmf
     busybox-static cpio xz-utils zstd e2fsprogs acl libcap2-bin numactl
-    strace socat less vim-tiny bash-completion
+    strace socat less vim-tiny bash-completion xorriso
 """
 
 # Timers and waits that only cost time here, or change the host behind a test's back.
