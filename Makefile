@@ -70,7 +70,7 @@ install:
 	cp -R kvmsup $(DESTDIR)$(LIBDIR)/
 	find $(DESTDIR)$(LIBDIR) -name __pycache__ -prune -exec rm -r {} +
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system-generators
-	for unit in units/*.service units/*.path units/*.slice; do \
+	for unit in units/*.service units/*.path units/*.slice units/*.socket; do \
 		sed 's|@LIBDIR@|$(LIBDIR)|' $$unit > $(DESTDIR)$(UNITDIR)/$${unit##*/}; done
 	for program in guest supervisor; do \
 		sed 's|@LIBDIR@|$(LIBDIR)|' units/kvmsup-$$program > $(DESTDIR)$(LIBDIR)/kvmsup-$$program; \

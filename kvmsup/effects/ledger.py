@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kvmsup import sizes
-from kvmsup.effects import claims, fence, hugepages, running, systemctl
+from kvmsup.effects import claims, fence, hugepages, ready, running, systemctl
 from kvmsup.model.claim import Claim
 from kvmsup.steps import step
 
@@ -78,6 +78,7 @@ def release(root: str, claim: Claim, others: list[Claim]) -> list[str]:
     fence.settle(root, others)
     # Last, so that whoever finds the claim does all of this again.
     step("release.claim")
+    ready.forget(root, claim.guest)
     running.remove(root, claim.guest)
     claims.remove(root, claim.guest)
     size = sizes.render(claim.page_size)

@@ -103,7 +103,16 @@ _SPANS = {
 
 def stop_timeout(unit: str) -> float:
     """TimeoutStopSec= of `unit` in seconds; a day where it is infinity. Raises HostError."""
-    text = show([unit], ["TimeoutStopUSec"])[unit]["TimeoutStopUSec"]
+    return _seconds(unit, "TimeoutStopUSec")
+
+
+def start_timeout(unit: str) -> float:
+    """TimeoutStartSec= of `unit` in seconds; a day where it is infinity. Raises HostError."""
+    return _seconds(unit, "TimeoutStartUSec")
+
+
+def _seconds(unit: str, name: str) -> float:
+    text = show([unit], [name])[unit][name]
     if text == "infinity":
         return _SPANS["d"]
     # "1min 30s": systemd.time(7), "Displaying time spans".

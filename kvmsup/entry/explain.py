@@ -32,8 +32,12 @@ def reason(name: str, root: str) -> str:
 
 
 def refusal(name: str, root: str) -> str:
-    """What is wrong with the guest's CPU, after a QEMU that ended at once; "" where that was not the reason."""
-    from kvmsup.effects import models  # asking costs imports that main has no use for
+    """What is wrong with the guest's CPU or address, after a QEMU that ended at once; "" where neither was the reason.
+
+    Asking costs imports that main has no use for.
+    """
+    from kvmsup.effects import models, vsock
+    from kvmsup.model.vsock import cid
 
     file = configs.guest_file(name)
     try:
@@ -41,6 +45,8 @@ def refusal(name: str, root: str) -> str:
         if content is None:
             return ""
         read = config.read_guest(name, file, content)
+        if read.guest.inside.ready and (taken := vsock.taken(root, cid(name))):
+            return f"{taken}\n  hint: leave guest.ready out, or stop what has it (ls -l /proc/*/fd | grep vhost-vsock)"
         read.document.problems.extend(models.problems(read.guest))
     except KvmsupError as error:
         return str(error)

@@ -26,6 +26,7 @@ from kvmsup.effects import (
     running,
     sources,
     sysfs,
+    vsock,
 )
 from kvmsup.errors import HostError, KvmsupError
 from kvmsup.model import config
@@ -117,6 +118,8 @@ def _check_host(guest: Guest, root: str) -> None:
     """What QEMU would only find out later, and say less clearly."""
     if guest.machine.accel == "kvm":
         kvm.ensure(root)
+    if guest.inside.ready:
+        vsock.ensure(root)
     if guest.placement.core_scheduling:
         kernel.check_core_scheduling()
     for key, path in (("kernel", guest.machine.kernel), ("initrd", guest.machine.initrd)):

@@ -49,6 +49,9 @@ class Claim(NamedTuple):
     size: int = 0  # the guest's memory in bytes; 0 in claims from before there were balloons
     balloon: int = 0  # the size in bytes that it may be made at the smallest; 0: it has no balloon
     balloon_auto: bool = False
+    cid: int = 0  # its address on the host's vsock; 0: it has none
+    ready: str = ""  # what it says when it is ready: "yes" for READY=1, or a target; "": nothing
+    agent: bool = False  # whether it has a channel to an agent in the guest
     paused: bool = False  # a reload has paused the guest for a moment: whoever finds it so lets it go on
 
     @property
@@ -84,6 +87,9 @@ def render(claim: Claim) -> str:
         "SIZE": str(claim.size),
         "BALLOON": str(claim.balloon),
         "BALLOON_AUTO": "yes" if claim.balloon_auto else "no",
+        "CID": str(claim.cid),
+        "READY": claim.ready,
+        "AGENT": "yes" if claim.agent else "no",
         "PAUSED": "yes" if claim.paused else "no",
     }
     return "".join(f"{PREFIX}{key}={value}\n" for key, value in fields.items())
@@ -121,6 +127,9 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             size=int(variables.get("KVMSUP_SIZE", "0")),
             balloon=int(variables.get("KVMSUP_BALLOON", "0")),
             balloon_auto=variables.get("KVMSUP_BALLOON_AUTO", "no") == "yes",
+            cid=int(variables.get("KVMSUP_CID", "0")),
+            ready=variables.get("KVMSUP_READY", ""),
+            agent=variables.get("KVMSUP_AGENT", "no") == "yes",
             paused=variables.get("KVMSUP_PAUSED", "no") == "yes",
         )
     except (KeyError, ValueError) as error:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kvmsup import sizes
 from kvmsup.errors import ConfigError, Diagnostic
-from kvmsup.model import cells, firstboot, wishes
+from kvmsup.model import cells, firstboot, inside, wishes
 from kvmsup.model.guest import Balloon, Cpu, Guest, Host, Machine, Memory, Screen
 from kvmsup.model.table import Document, Table
 from kvmsup.model.topology import Topology
@@ -23,6 +23,7 @@ GUEST_KEYS = {
         "memory",
         "iothread",
         "numa",
+        "guest",
         "console",
         "display",
         "credentials",
@@ -37,6 +38,7 @@ GUEST_KEYS = {
     "iothread.NAME": ("cpus",),
     "numa": (),
     "numa.N": ("vcpus", "memory", "host-node", "distances"),
+    "guest": ("ready", "agent"),
     "console": ("serial",),
     "display": ("vnc",),
     "credentials": (),
@@ -98,6 +100,7 @@ def read_guest(name: str, file: str, content: bytes, topology: Topology | None =
         memory,
         iothreads,
         found,
+        inside=inside.read(_section(top, "guest")),
         screen=_screen(_section(top, "console"), _section(top, "display")),
         credentials=credentials,
         cloud_init=cloud_init,

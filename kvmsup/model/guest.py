@@ -120,6 +120,13 @@ class Screen(NamedTuple):
     vnc: bool
 
 
+class Inside(NamedTuple):
+    """What in the guest talks to the host: `ready` is "yes" (READY=1), a target, or "" where it is not asked."""
+
+    ready: str
+    agent: bool
+
+
 class Guest(NamedTuple):
     """One guest as its TOML alone decides it."""
 
@@ -131,6 +138,7 @@ class Guest(NamedTuple):
     memory: Memory
     iothreads: tuple[IoThread, ...]
     cells: tuple[Cell, ...]  # none: the guest sees one node
+    inside: Inside = Inside("", agent=False)
     screen: Screen = Screen("journal", vnc=False)
     credentials: tuple[Credential, ...] = ()
     cloud_init: CloudInit | None = None

@@ -65,6 +65,7 @@ def _guest(guest: Guest, host: Host, source: str) -> str:
         "[Unit]",
         f"SourcePath={source}",
         f"Description={unitfile.text(description)}",
+        *_listening(guest),
         "",
         "[Service]",
         f"Slice=kvm-{'dedicated' if guest.placement.dedicated else 'shared'}.slice",
@@ -76,8 +77,13 @@ def _guest(guest: Guest, host: Host, source: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _listening(guest: Guest) -> list[str]:
+    """Somebody hears the guest before it can say anything; that nobody does keeps it from nothing."""
+    return [f"{key}=kvmsup-listen.socket" for key in ("Wants", "After")] if guest.inside.ready else []
+
+
 def _limits(guest: Guest, host: Host) -> list[str]:
-    lines = []
+    lines = ["DeviceAllow=/dev/vhost-vsock rw"] if guest.inside.ready else []
     emulator = guest.placement.emulator or host.housekeeping
     if emulator:
         # Inherited by every thread that QEMU starts; attach pins the vCPU threads elsewhere.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from kvmsup import cpulist
 from kvmsup.errors import Refusal
+from kvmsup.model import vsock
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host, IoThread
 from kvmsup.model.topology import Topology
@@ -43,6 +44,7 @@ def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim],
 
     Raises Refusal, or Taken where other guests are the reason.
     """
+    refusals.check_cid(guest, claims)
     scene = around(guest, host, topology, claims, free)
     why: list[str] = []
     if guest.placement.vcpu:
@@ -107,6 +109,9 @@ def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
         size=guest.memory.size,
         balloon=balloon.least if balloon else 0,
         balloon_auto=bool(balloon and balloon.auto),
+        cid=vsock.cid(guest.name) if guest.inside.ready else 0,
+        ready=guest.inside.ready,
+        agent=guest.inside.agent,
     )
 
 

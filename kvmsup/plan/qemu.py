@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvmsup import cpulist, sizes
+from kvmsup.model import vsock
 from kvmsup.model.guest import Guest
 from kvmsup.plan import firstboot, ports
 from kvmsup.plan.unitfile import Part, Variable, Word
@@ -68,6 +69,7 @@ def options(guest: Guest) -> Iterator[Option]:
         # deflate-on-oom: a guest that would kill a program takes memory out of the balloon instead.
         balloon = props("virtio-balloon-pci", id="balloon", free_page_reporting="on", deflate_on_oom="on")
         yield (["-device"], balloon)
+    yield from _inside(guest)
     yield from _display(guest)
     yield from _first_boot(guest)
 
@@ -157,6 +159,19 @@ def _first_boot(guest: Guest) -> Iterator[Option]:
         # A disk, not a CD-ROM: what boots from virtio-blk has its driver. Firmware finds nothing to boot on it.
         # With the dot it is the name of no disk that a TOML can give.
         yield (["-device"], props("virtio-blk-pci", drive="seed.iso", serial="cidata", **port.place))
+
+
+def _inside(guest: Guest) -> Iterator[Option]:
+    """The ways on which what runs in the guest talks to the host."""
+    if guest.inside.ready:
+        yield (["-device"], props("vhost-vsock-pci", id="vsock", guest_cid=vsock.cid(guest.name)))
+        # OEM strings of the firmware, from which systemd imports credentials. It is no secret.
+        yield (["-smbios"], props("type=11", value=f"io.systemd.credential:{vsock.CREDENTIAL}"))
+    if guest.inside.agent:
+        path = socket(guest.name, "agent")
+        yield (["-chardev"], props("socket", id="agent", path=path, server="on", wait="off"))
+        # The name that qemu-ga(8) looks for.
+        yield (["-device"], props("virtserialport", chardev="agent", bus="consoles.0", name="org.qemu.guest_agent.0"))
 
 
 def _monitors(guest: Guest) -> Iterator[Option]:

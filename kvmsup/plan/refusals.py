@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from kvmsup import cpulist, sizes
 from kvmsup.errors import Refusal
+from kvmsup.model import vsock
+from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest
 from kvmsup.model.topology import Topology
 from kvmsup.plan import packing
@@ -44,6 +46,15 @@ def check_free(asked: str, cpus: frozenset[int], holders: Mapping[int, Holder]) 
     if clash:
         hint = "choose other CPUs, or stop that guest"
         raise Taken(f"{asked}: {_told(clash, holders)}", hint, _names(clash, holders))
+
+
+def check_cid(guest: Guest, claims: Iterable[Claim]) -> None:
+    """Raises Taken when one of `claims` has the vsock address that the guest's name stands for."""
+    cid = vsock.cid(guest.name)
+    others = sorted(claim.guest for claim in claims if claim.cid == cid and claim.guest != guest.name)
+    if guest.inside.ready and others:
+        what = f"guest.ready: vsock address (CID) {cid} is that of guest {others[0]} too: both names stand for it"
+        raise Taken(what, "rename one of them, leave guest.ready out, or stop that guest", others)
 
 
 def check_real_time(guest: Guest, asked: str, both: frozenset[int]) -> None:

@@ -16,7 +16,7 @@ from tests.golden import CASES, tree
 from tests.unit import real_systemd, systemd_syntax
 
 ROOT = Path(__file__).parents[2]
-PACKAGED = [path for kind in ("service", "path", "slice") for path in sorted((ROOT / "units").glob(f"*.{kind}"))]
+PACKAGED = [path for kind in ("service", "path", "slice", "socket") for path in sorted((ROOT / "units").glob(f"*.{kind}"))]
 
 
 def guests(case: Path) -> list[str]:

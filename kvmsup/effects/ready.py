@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What guests have said of themselves: one file a guest in /run/kvmsup/ready, written by listen and read by all."""
+
+from __future__ import annotations
+
+from kvmsup.effects import claims, files
+from kvmsup.errors import HostError
+from kvmsup.model import ready
+from kvmsup.model.ready import Said
+
+
+def path(root: str, guest: str) -> str:
+    """Where the words of `guest` are, or would be."""
+    return f"{root}{claims.RUN}/ready/{guest}"
+
+
+def read(root: str, guest: str) -> Said:
+    """What `guest` has said since its start; nothing where it has not said a word. Raises HostError."""
+    file = path(root, guest)
+    try:
+        return ready.parse(files.read(file), file)
+    except FileNotFoundError:
+        return Said()
+    except OSError as error:
+        raise HostError(f"{file}: cannot read: {error.strerror}") from None
+
+
+def write(root: str, guest: str, said: Said) -> None:
+    """Keep `said` for `guest`, replacing what it said before. Raises HostError."""
+    files.replace(path(root, guest), ready.render(said))
+
+
+def forget(root: str, guest: str) -> None:
+    """Nothing has been said by `guest`. Raises HostError."""
+    try:
+        files.remove(path(root, guest))
+    except OSError as error:
+        raise HostError(f"{path(root, guest)}: cannot remove: {error.strerror}") from None
