@@ -77,11 +77,7 @@ def run(name: str, pid: int, claim: Claim, root: str, plugged: Sequence[plugs.Pl
                 from kvmsup.effects import ready  # only guests that speak of themselves need it
 
                 ready.forget(root, name)  # what it said before this start
-            if claim.ready:
-            from kvmsup.effects import ready  # only guests that speak of themselves need it
-
-            ready.forget(root, name)  # what it said before this start
-        step("attach.run")
+            step("attach.run")
             ran = True
             monitor.execute("cont")
             step("attach.look-again")
