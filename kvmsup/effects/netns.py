@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Network namespaces: QEMU's own, in which links are made, and the host's, which some of them are moved to."""
+"""Network namespaces: the host's, and QEMU's own."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ def of_process(root: str, pid: int) -> Iterator[int]:
 def inside(descriptor: int) -> Iterator[None]:
     """Be in that network namespace, with this thread, and then where it was before. Raises HostError."""
     with of_process("", os.getpid()) as before:
+        if same(descriptor, before):
+            yield
+            return
         _enter(descriptor)
         try:
             yield

@@ -23,7 +23,7 @@ from kvmsup.steps import step
 
 # include/uapi/linux/if_tun.h
 _SET_IFF = 0x400454CA
-_TAP, _NO_PI, _VNET_HDR, _MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
+_TAP, _NO_PI, _VNET_HDR, _MULTI_QUEUE, _ONLY_NEW = 0x0002, 0x1000, 0x4000, 0x0100, 0x8000
 _GET_ADDRESS = 0x8927  # SIOCGIFHWADDR
 _TRIES = 8
 
@@ -41,7 +41,7 @@ def opened(source: Source, root: str, pid: int) -> list[tuple[int, Command]]:
             _open_vhost(found, root, source.queues)
         names = [descriptor(source.id, "vhost", queue) for queue in range(len(found))]
         if isinstance(source, BridgeTap):
-            _open_bridged(found, source, root, pid)
+            _open_bridged(found, source, root)
         elif isinstance(source, OwnTap):
             _open_own(found, source, root)
         else:
@@ -75,22 +75,15 @@ def _device(path: str, hint: str) -> int:
         raise HostError(f"{path}: cannot open: {error.strerror}", hint) from None
 
 
-def _open_bridged(found: list[int], source: BridgeTap, root: str, pid: int) -> None:
-    """A descriptor for each queue of a new tap that is up and in its bridge.
-
-    It is made where no udev looks, in the network namespace of QEMU `pid`, and moved when it has its address: udev
-    gives another one to links that it finds without (systemd.link(5), MACAddressPolicy=), by chance in between.
-    """
-    with netns.of_process(root, 1) as host, netns.of_process(root, pid) as private:
-        with netns.inside(host):
-            bridge = _bridge(source.bridge)
+def _open_bridged(found: list[int], source: BridgeTap, root: str) -> None:
+    """A descriptor for each queue of a new tap that is up and in its bridge."""
+    with netns.of_process(root, 1) as host, netns.inside(host):
+        bridge = _bridge(source.bridge)
         step("attach.tap")
-        with netns.inside(private):
-            _attach_queues(found, root, source.link, source.queues)
-            _prepare(source, bridge, host, moved=not netns.same(host, private))
+        _attach_queues(found, root, source.link, source.queues, new=True)
+        tap = _prepare(source, bridge)
         step("attach.join")
-        with netns.inside(host):
-            _join(source, bridge)
+        _join(source, tap, bridge)
 
 
 def _bridge(name: str) -> Link:
@@ -120,28 +113,19 @@ def told(link: Link) -> str:
     return f"of the kind {link.kind}" if link.kind else "hardware"
 
 
-def _prepare(source: BridgeTap, bridge: Link, host: int, *, moved: bool) -> None:
-    """Give the new tap what it needs before anybody sees it, and send it to the host's network namespace.
+def _prepare(source: BridgeTap, bridge: Link) -> Link:
+    """Give the new tap what it needs before it is in the bridge.
 
     Its address is high, since a bridge without one of its own takes the lowest of its ports', and not the guest's,
-    which the bridge would then take for its own host's. Its MTU is the bridge's, which would otherwise follow the tap.
+    which the bridge would then take for its own host's. It comes first: udev gives another one to a tap that it finds
+    without, unless it has read our 80-kvmsup-tap.link (systemd.link(5), MACAddressPolicy=). The MTU is the bridge's,
+    which would otherwise follow the tap's.
     """
     tap = _made(source.link)
-    mac = f"fe{source.mac[2:]}"
-    properties = (rtnetlink.address(mac), rtnetlink.integer(rtnetlink.MTU, bridge.mtu))
+    properties = (rtnetlink.address(f"fe{source.mac[2:]}"), rtnetlink.integer(rtnetlink.MTU, bridge.mtu))
     rtnetlink.change(tap.number, *properties, rtnetlink.text(rtnetlink.ALIAS, source.alias))
-    if not moved:
-        return
-    try:
-        rtnetlink.change(tap.number, rtnetlink.integer(rtnetlink.NET_NS, host))
-    except Refused as refused:
-        raise _in_the_way(source.link, refused) from None
-
-
-def _in_the_way(link: str, refused: Refused) -> HostError:
-    if refused.number == errno.EEXIST:
-        return HostError(f"the host has an interface {link} already", f"ip link delete {link}, if nobody needs it")
-    return refused
+    _take_ipv6_off(tap)
+    return tap
 
 
 def _made(name: str) -> Link:
@@ -151,9 +135,7 @@ def _made(name: str) -> Link:
     return found
 
 
-def _join(source: BridgeTap, bridge: Link) -> None:
-    tap = _made(source.link)
-    _take_ipv6_off(tap)
+def _join(source: BridgeTap, tap: Link, bridge: Link) -> None:
     try:
         rtnetlink.change(tap.number, rtnetlink.integer(rtnetlink.MASTER, bridge.number), up=True)
     except Refused as refused:
@@ -184,31 +166,34 @@ def _open_own(found: list[int], source: OwnTap, root: str) -> None:
             raise HostError(f"tap {name} is made for {has}, and queues = {source.queues}", f"make it anew: {made}")
         if there.tun.queues:  # the kernel counts those of taps for several only
             raise _busy(name)
-        _attach_queues(found, root, name, source.queues)
+        _attach_queues(found, root, name, source.queues, new=False)
 
 
 def _busy(name: str) -> HostError:
     return HostError(f"tap {name} is in use", "stop what has it open, or name another one")
 
 
-def _attach_queues(found: list[int], root: str, name: str, count: int) -> None:
-    """Descriptors of `count` queues of the tap, which is made with the first where there is none."""
-    request = _request(name, count)
-    for _ in range(count):
+def _attach_queues(found: list[int], root: str, name: str, count: int, *, new: bool) -> None:
+    """Descriptors of `count` queues of the tap, which is made with the first if it is a `new` one."""
+    for number in range(count):
         found.append(_device(f"{root}/dev/net/tun", "modprobe tun"))
         try:
-            fcntl.ioctl(found[-1], _SET_IFF, request)
+            fcntl.ioctl(found[-1], _SET_IFF, _request(name, count, _ONLY_NEW if new and not number else 0))
         except OSError as error:
-            raise (
-                _busy(name)
-                if error.errno == errno.EBUSY
-                else HostError(f"tap {name} cannot be opened: {error.strerror}")
-            ) from None
+            raise _not_attached(name, error, new=new) from None
 
 
-def _request(name: str, queues: int) -> bytes:
+def _not_attached(name: str, error: OSError, *, new: bool) -> HostError:
+    if error.errno != errno.EBUSY:
+        return HostError(f"tap {name} cannot be opened: {error.strerror}")
+    if new:
+        return HostError(f"the host has an interface {name} already", f"ip link delete {name}, if nobody needs it")
+    return _busy(name)
+
+
+def _request(name: str, queues: int, more: int = 0) -> bytes:
     """A struct ifreq: packets are frames with a header for virtio and none of tun's own."""
-    flags = _TAP | _NO_PI | _VNET_HDR | (_MULTI_QUEUE if queues > 1 else 0)
+    flags = _TAP | _NO_PI | _VNET_HDR | (_MULTI_QUEUE if queues > 1 else 0) | more
     return struct.pack("16sH22x", name.encode(), flags)
 
 

@@ -75,7 +75,7 @@ def test_names_do_not_meet() -> None:
 def test_addresses_stay() -> None:
     """An upgrade must not give a guest another address."""
     assert nets.derived_mac("web", "lan") == "02:75:59:c2:7f:08"
-    assert nets.link("bridge", "br0", "a-guest-with-a-long-name", "lan") == "a-guest-j370ci"
+    assert nets.link("bridge", "br0", "a-guest-with-a-long-name", "lan") == "a-guest.j370ci"
 
 
 def test_a_claim_keeps_its_interfaces() -> None:
