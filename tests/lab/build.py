@@ -50,7 +50,7 @@ class Image:
 
 def missing() -> str:
     """Why this machine cannot build a lab, in one line; empty if it can."""
-    absent = [p for p in ("mmdebstrap", "mke2fs", "unshare", "setpriv") if not _which(p)]
+    absent = [p for p in ("mmdebstrap", "mke2fs", "unshare", "setpriv") if not which(p)]
     if absent:
         return f"the lab needs {', '.join(absent)} (Debian: apt install mmdebstrap e2fsprogs util-linux)"
     if os.uname().machine != "x86_64":
@@ -58,7 +58,8 @@ def missing() -> str:
     return "" if os.geteuid() == 0 else "building the lab needs root"
 
 
-def _which(program: str) -> str | None:
+def which(program: str) -> str | None:
+    """Where `program` is, those that only root runs too."""
     return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 
 
@@ -76,10 +77,10 @@ def _build(recipe: Recipe, place: Path, progress: Progress) -> None:
         raise LabUnavailable(reason)
     tree = place / "tree"
     progress.stage(f"{recipe.suite}: fetching and installing {len(recipe.packages)} packages and what they need")
-    _bootstrap(recipe, tree, progress)
+    bootstrap(recipe, tree, progress)
     progress.stage(f"{recipe.suite}: kernel, initramfs, QEMU")
     _add_files(tree)
-    kernel = _kernel_release(tree)
+    kernel = kernel_release(tree)
     built = Image(place)
     shutil.copyfile(tree / "boot" / f"vmlinuz-{kernel}", built.kernel)
     shutil.copy(tree / "usr/bin/busybox", built.busybox)
@@ -95,7 +96,8 @@ def _mib(place: Path) -> int:
     return sum(path.lstat().st_blocks for path in place.rglob("*")) * 512 >> 20
 
 
-def _bootstrap(recipe: Recipe, tree: Path, progress: Progress) -> None:
+def bootstrap(recipe: Recipe, tree: Path, progress: Progress) -> None:
+    """The packages of `recipe`, installed below `tree`. Raises LabError with the end of mmdebstrap's log."""
     # A mount namespace of its own: whatever is still mounted below the tree when it is interrupted goes with
     # it, before the tree is removed.
     command = [
@@ -177,7 +179,8 @@ def _add_files(tree: Path) -> None:
         (tree / name / ".updated").write_text("")
 
 
-def _kernel_release(tree: Path) -> str:
+def kernel_release(tree: Path) -> str:
+    """The version of the one kernel that is installed below `tree`."""
     releases = [path.name.removeprefix("vmlinuz-") for path in (tree / "boot").glob("vmlinuz-*")]
     if len(releases) != 1:
         raise LabError(f"expected one kernel in the image, found {releases}")
@@ -205,7 +208,7 @@ def _copy_emulator(tree: Path, place: Path) -> None:
 
 
 def _make_disk(tree: Path, disk: Path) -> None:
-    mke2fs = _which("mke2fs") or "mke2fs"
+    mke2fs = which("mke2fs") or "mke2fs"
     command = [mke2fs, "-q", "-t", "ext4", "-O", "^has_journal,^metadata_csum", "-E", "lazy_itable_init=1"]
     command += ["-d", str(tree), "-r", "1", "-N", "100000", "-m", "0", str(disk), f"{DISK_SIZE_MIB}M"]
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)

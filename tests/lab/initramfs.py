@@ -14,7 +14,7 @@ _MOUNT_ROOT = """\
 mount -t devtmpfs dev /dev
 {insmod}
 n=0
-until mount -t ext4 /dev/vda /root; do
+until mount -t ext4 {root} /root; do
     n=$((n + 1)); [ $n -lt 50 ] || exec sh
     sleep 0.1
 done
@@ -46,15 +46,17 @@ def with_busybox(busybox: Path, init: str) -> dict[str, tuple[int, bytes]]:
     return files
 
 
-def mounting_root(tree: Path, kernel: str) -> bytes:
-    """The initramfs that mounts /dev/vda and starts its init, from the unpacked host `tree`.
+def mounting_root(
+    tree: Path, kernel: str, root: str = "/dev/vda", modules_for_it: tuple[str, ...] = _ROOT_MODULES
+) -> bytes:
+    """The initramfs that mounts `root` (a word of shell) and starts its init, from the unpacked host `tree`.
 
     Raises LookupError if a module that it needs is neither a file nor built into the kernel.
     """
     modules = tree / "usr/lib/modules" / kernel
-    paths = _load_order(modules, _ROOT_MODULES)
+    paths = _load_order(modules, modules_for_it)
     insmod = "\n".join(f"insmod /{Path(path).name.split('.')[0]}.ko" for path in paths)
-    files = with_busybox(tree / "usr/bin/busybox", _MOUNT_ROOT.format(insmod=insmod))
+    files = with_busybox(tree / "usr/bin/busybox", _MOUNT_ROOT.format(insmod=insmod, root=root))
     for path in paths:
         files[f"{Path(path).name.split('.')[0]}.ko"] = (stat.S_IFREG | 0o644, _unpacked(modules / path))
     return archive(files)
