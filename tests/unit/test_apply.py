@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 from kvmsup import cpulist
-from kvmsup.effects import claims, configs, pin, qmp, running, settle, threads
+from kvmsup.effects import claims, configs, pin, qmp, running, settle, systemctl, threads
 from kvmsup.entry import apply
+from kvmsup.entry.resident.ballooning import Ballooning
+from kvmsup.entry.resident.threads import Threads
 from kvmsup.errors import ConfigError, HostError, KvmsupError, QmpError
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
@@ -469,6 +471,54 @@ def test_a_paused_guest_is_let_go_by_the_next_reload(web: Guest) -> None:
     web.edit("vcpus = 4", "vcpus = 4 # as it is")
     web.reload()
     assert web.runs and not web.held.paused
+
+
+# ---- the supervisor ----
+
+
+@pytest.fixture
+def supervised(web: Guest, monkeypatch: pytest.MonkeyPatch) -> Guest:
+    """As systemd would say, the guest runs."""
+    answer = {"ActiveState": "active", "MainPID": str(web.pid)}
+    monkeypatch.setattr(systemctl, "show", lambda names, _: dict.fromkeys(names, answer))
+    return web
+
+
+def test_the_supervisor_lets_a_paused_guest_go(supervised: Guest, capfd: pytest.CaptureFixture[str]) -> None:
+    web, task = supervised, Threads(supervised.root)
+    web.edit("vcpus = 2", "vcpus = 4")
+    killed(web, "apply.pin-added")
+    assert not web.runs
+    capfd.readouterr()
+    # While somebody is at the claims, such as the reload itself, it is left to them.
+    task.when["web"] = 0.0
+    with claims.lock(web.root), pytest.raises(claims.Busy):
+        task.act()
+    assert not web.runs and task.due()
+    task.when["web"] = 0.0
+    task.act()
+    assert web.runs and not web.held.paused and task.due() is None
+    said = capfd.readouterr().err.splitlines()
+    assert said[0].startswith("vCPU 2 (thread ") and said[1:] == [
+        "a reload that ended in the middle had left it paused"
+    ]
+    # An administrator's pause is theirs.
+    web.ask("stop")
+    task.when["web"] = 0.0
+    task.act()
+    assert not web.runs
+
+
+def test_the_supervisor_knows_new_bounds_of_a_balloon(supervised: Guest) -> None:
+    web, task = supervised, Ballooning(supervised.root)
+    claims.write(web.root, web.held._replace(balloon_auto=True))
+    task._find_guests()
+    known = task.guests["web"]
+    claims.write(web.root, web.held._replace(balloon=32 << 20))
+    task.job_finished("kvm@web.service")
+    task._find_guests()
+    assert task.guests["web"] is known
+    assert known.claim.balloon == 32 << 20
 
 
 # ---- as systemd runs it ----
