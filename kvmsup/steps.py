@@ -24,6 +24,9 @@ STEPS = (
     "setup.hold",  # write the claim as kvm@ reads it
     "setup.record",  # write down what the guest is started with
     "create.seed",  # cloud-init's, in the guest's sandbox
+    "create.sweep",  # what an earlier attempt has left
+    "create.images",  # those that are not there
+    "create.nvram",  # what the guest's firmware keeps
     "attach.connect",  # QEMU's control monitor
     "attach.negotiate",  # answered once QEMU has built the machine and filled its memory
     "attach.plug",  # hand over what only root may open

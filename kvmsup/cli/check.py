@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -11,10 +12,10 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 
 from kvmsup.cli import show
-from kvmsup.effects import configs, models, outdated, sources, sysfs
+from kvmsup.effects import backing, configs, interfaces, models, outdated, sources, sysfs
 from kvmsup.errors import ConfigError, Diagnostic, HostError, KvmsupError
-from kvmsup.model import config
-from kvmsup.model.guest import NAME_RULE, is_name
+from kvmsup.model import config, nets
+from kvmsup.model.guest import NAME_RULE, Guest, is_name
 from kvmsup.model.table import Problem, nearest
 from kvmsup.model.topology import Topology
 
@@ -95,9 +96,10 @@ def _not_loaded(name: str, file: str, root: str) -> tuple[Diagnostic, ...]:
 
 
 def _placed(read: config.Read, root: str) -> tuple[Diagnostic, ...]:
-    """The warnings of a sound file, with what this host's QEMU has to say about its CPU: not below another root."""
+    """The warnings of a sound file, with what only other files tell, and what this host does: not of another root."""
+    read.document.problems.extend(nets.doubles(read.guest, _others(root)))
     if root:
-        return read.warnings
+        return tuple(read.document.diagnostics())
     try:
         found = models.problems(read.guest)
     except HostError as error:
@@ -106,4 +108,16 @@ def _placed(read: config.Read, root: str) -> tuple[Diagnostic, ...]:
         ]
     read.document.problems.extend(found)
     read.document.problems.extend(sources.problems(root, read.guest))
+    read.document.problems.extend(backing.problems(root, read.guest))
+    read.document.problems.extend(interfaces.problems(read.guest))
     return tuple(read.document.diagnostics())
+
+
+@cache
+def _others(root: str) -> tuple[Guest, ...]:
+    """Every guest whose file is sound; what is wrong with the others is told where they are checked themselves."""
+    found = []
+    for name in filter(is_name, configs.names(root)):
+        with contextlib.suppress(KvmsupError):
+            found.append(config.read_guest(name, "", configs.read_guest(root, name) or b"").guest)
+    return tuple(found)

@@ -10,27 +10,51 @@ import select
 import socket
 import sys
 import termios
+import time
 import tty
 from collections.abc import Iterator
+from typing import NoReturn
 
 from kvmsup.cli import show
+from kvmsup.effects import peers
 from kvmsup.errors import KvmsupError
-from kvmsup.plan import qemu
+from kvmsup.plan import paths
 
-LEAVE = b"\x1d"  # Ctrl-]
+# For QEMU to let us in: it does so at once, unless somebody else is, or its main loop hangs.
+_ACCEPT_SECONDS = 5.0
+# Typed, and not taken by the guest yet.
+_MOST_PENDING = 65536
+# What the guest's programs may have left on: odd attributes, scroll regions, the other screen, mouse, pasting (DECSTR
+# and DECRST of xterm's ctlseqs).
+_TIDY = b"\x1b[!p\x1b[?47l\x1b[?1000;1002;1003;1006;2004l\r\n"
+
+
+class _Told(Exception):
+    """A signal that ends this program, which has a terminal to put in order first."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def run(asked: argparse.Namespace) -> int:
     """Join until the user leaves or the guest ends. Raises KvmsupError when there is no console."""
-    path = qemu.socket(asked.guest, "console")
+    path = paths.socket(asked.guest, "console")
+    leave: bytes = asked.detach_key
+    key = f"Ctrl-{chr(leave[0] | 0x40)}" if leave else None
     if asked.json:
-        show.as_json({"guest": asked.guest, "console": path, "detach": "Ctrl-]"})
+        show.as_json({"guest": asked.guest, "console": path, "detach": key})
         return 0
-    with _connected(asked.guest, path) as guest:
-        if sys.stdin.isatty():
-            print(f"console of {asked.guest}; Ctrl-] leaves it", file=sys.stderr)
-        with _raw_terminal():
-            _join(guest)
+    try:
+        with _connected(asked.guest, path) as guest:
+            if sys.stdin.isatty():
+                print(_greeting(asked.guest, key), file=sys.stderr)
+            with _raw_terminal():
+                left = _Joint(guest, leave).run()
+    except _Told as told:
+        return 128 + told.number
+    if not left:
+        print(f"{asked.guest} has closed its console", file=sys.stderr)
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from kvmsup.effects import qmp
 from kvmsup.errors import QmpError
-from kvmsup.plan.qemu import socket
+from kvmsup.plan.paths import socket
 
 _DEVICE = "/machine/peripheral/balloon"
 _INTERVAL = "guest-stats-polling-interval"

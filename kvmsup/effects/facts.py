@@ -16,7 +16,7 @@ from kvmsup.model import config
 from kvmsup.model.claim import Claim
 from kvmsup.model.hostfacts import Cpus, Facts, Memory, Pool, Programs, Stray, System
 from kvmsup.model.topology import Topology
-from kvmsup.plan.qemu import BINARY
+from kvmsup.plan.paths import BINARY
 
 Value = TypeVar("Value")
 

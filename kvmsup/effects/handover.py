@@ -10,13 +10,14 @@ import contextlib
 import os
 import stat
 
-from kvmsup.effects import headers, qmp
+from kvmsup.effects import headers, identity, qmp
 from kvmsup.errors import HostError, KvmsupError
+from kvmsup.model.claim import Claim
 from kvmsup.plan.plugs import Command, File, Plug, Source, settled
 
 
-def plug(monitor: qmp.Conversation, one: Plug, root: str, aio: str) -> None:
-    """Open what `one` names below `root`, hand it over, and tell QEMU what to do with it.
+def plug(monitor: qmp.Conversation, one: Plug, root: str, claim: Claim) -> None:
+    """Open what `one` names below `root`, hand it over, and tell QEMU what to do with it, as `claim` has it.
 
     Raises KvmsupError, beginning with what it is about.
     """
@@ -25,13 +26,23 @@ def plug(monitor: qmp.Conversation, one: Plug, root: str, aio: str) -> None:
             found = opened(one.source, root, monitor.pid)
             for descriptor, _ in found:
                 ours.callback(os.close, descriptor)
+            if isinstance(one.source, File):
+                _check_identity(found[0][0], one, claim)
             for descriptor, command in found:
                 monitor.hand_over(descriptor, command.name, **command.arguments)
         for command in one.commands:
-            told = settled(command, aio)
+            told = settled(command, claim.aio or "threads")
             monitor.execute(told.name, **told.arguments)
     except KvmsupError as error:
         raise type(error)(f"{one.about}: {error.what}", error.hint) from None
+
+
+def _check_identity(descriptor: int, one: Plug, claim: Claim) -> None:
+    """What setup has held against the other guests' disks must be what is opened now."""
+    claimed = {f"disk.{disk.name}": disk.identity for disk in claim.disks}.get(one.about)
+    if claimed and claimed != identity.of(os.fstat(descriptor)):
+        what = "it was replaced since setup looked at it"
+        raise HostError(what, "start it again, once nobody changes its disks")
 
 
 def opened(source: Source, root: str, pid: int) -> list[tuple[int, Command]]:

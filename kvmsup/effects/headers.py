@@ -18,6 +18,7 @@ _HEADER = struct.Struct(">4sIQ")
 _FEATURES = struct.Struct(">Q")
 _FEATURES_AT = 72
 _DATA_FILE = 1 << 2
+_SIZE_AT = 24
 
 
 def check(descriptor: int, path: str, format: str) -> None:
@@ -41,3 +42,16 @@ def check(descriptor: int, path: str, format: str) -> None:
     if version >= 3 and features & _DATA_FILE:
         what = f"{path} keeps its data in another file, and what an image names is not opened"
         raise HostError(what, f"qemu-img convert -O qcow2 {path} NEW.qcow2 makes an image of its own")
+
+
+def size(descriptor: int, path: str, format: str) -> int:
+    """The size in bytes of the disk in the image or block device `descriptor`, which `check` finds sound.
+
+    Raises HostError.
+    """
+    try:
+        if format == "qcow2":
+            return int.from_bytes(os.pread(descriptor, 8, _SIZE_AT))
+        return os.lseek(descriptor, 0, os.SEEK_END)
+    except OSError as error:
+        raise HostError(f"{path}: cannot read: {error.strerror}") from None

@@ -10,7 +10,7 @@ import subprocess
 
 from kvmsup.errors import HostError
 from kvmsup.plan.newguest import Image
-from kvmsup.plan.qemu import BINARY
+from kvmsup.plan.paths import BINARY
 
 _IMG = "/usr/bin/qemu-img"
 _PATIENCE_SECONDS = 60

@@ -23,7 +23,7 @@ from kvmsup.model.guest import Guest
 from kvmsup.model.table import Problem
 from kvmsup.plan import models
 from kvmsup.plan.models import Catalogue, CpuModel, Given
-from kvmsup.plan.qemu import BINARY
+from kvmsup.plan.paths import BINARY
 
 # A QEMU that does nothing starts within a second; on a host under emulation in two.
 _PATIENCE_SECONDS = 20.0

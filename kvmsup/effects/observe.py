@@ -29,7 +29,7 @@ from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
 from kvmsup.plan.duties import Duty
 from kvmsup.plan.models import Running, told
-from kvmsup.plan.qemu import socket
+from kvmsup.plan.paths import socket
 
 _PATIENCE_SECONDS = 2.0
 

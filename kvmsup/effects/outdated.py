@@ -15,7 +15,7 @@ from kvmsup.model import config
 from kvmsup.model.guest import Guest
 from kvmsup.plan import changes, dropin
 from kvmsup.plan.changes import Change
-from kvmsup.plan.qemu import BINARY
+from kvmsup.plan.paths import BINARY
 
 _GENERATED = "/run/systemd/generator"
 OLDER, ANOTHER = "older", "another"

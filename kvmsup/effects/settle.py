@@ -11,7 +11,7 @@ from kvmsup.effects import claims, fence, pin, qmp, sysfs, threads
 from kvmsup.errors import HostError
 from kvmsup.plan import duties
 from kvmsup.plan.duties import Duty
-from kvmsup.plan.qemu import socket
+from kvmsup.plan.paths import socket
 
 _QMP_SECONDS = 2.0
 

@@ -37,8 +37,8 @@ from kvmsup.model.topology import Topology
 from kvmsup.plan import changes, dropin, duties, live
 from kvmsup.plan.changes import Change
 from kvmsup.plan.duties import Duty
+from kvmsup.plan.paths import socket
 from kvmsup.plan.placement import Placement
-from kvmsup.plan.qemu import socket
 from kvmsup.steps import step
 
 # Somebody who makes hugepages holds the lock for long. A stop that comes during a reload is a power cut (systemd's

@@ -20,7 +20,7 @@ from kvmsup.model import claim as claim_text
 from kvmsup.model.claim import Claim
 from kvmsup.plan import plugs
 from kvmsup.plan.duties import Duty
-from kvmsup.plan.qemu import socket
+from kvmsup.plan.paths import socket
 from kvmsup.steps import step
 
 # kvm-nx-lpage-recovery is born by the first vCPU that runs and inherits its mask (arch/x86/kvm/mmu/mmu.c,
@@ -98,7 +98,7 @@ def _prepare(
     """All that has to be done while the guest is paused; returns what was wanted of each thread, by its tid."""
     step("attach.negotiate")
     monitor.negotiate()
-    _plug(monitor, plugged, root)
+    _plug(monitor, plugged, root, claim)
     step("attach.threads")
     wanted = threads.of_guest(root, pid, claim, threads.named_by_qemu(monitor, claim))
     step("attach.pin")
@@ -108,13 +108,13 @@ def _prepare(
     return wanted
 
 
-def _plug(monitor: qmp.Monitor, plugged: Sequence[plugs.Plug], root: str) -> None:
+def _plug(monitor: qmp.Monitor, plugged: Sequence[plugs.Plug], root: str, claim: Claim) -> None:
     """Give QEMU its devices before its threads are looked at: some bring threads of their own (vhost)."""
     if not plugged:
         return
     step("attach.plug")
     for one in plugged:
-        handover.plug(monitor, one, root, "threads")
+        handover.plug(monitor, one, root, claim)
     # The boot order of what is plugged counts from the next reset (softmmu/bootdevice.c, restore_boot_order).
     step("attach.reset")
     monitor.reset()

@@ -8,7 +8,7 @@ import stat
 
 from kvmsup.effects import journal
 from kvmsup.plan import ending
-from kvmsup.plan.qemu import ENDED, socket
+from kvmsup.plan.paths import ENDED, socket
 
 # One line is expected; what is there belongs to QEMU's user, who may have made anything of it.
 _MOST = 65536

@@ -7,7 +7,7 @@ import os
 
 from kvmsup.effects import journal, seed
 from kvmsup.errors import KvmsupError
-from kvmsup.plan import qemu
+from kvmsup.plan import paths
 from kvmsup.steps import step
 
 
@@ -15,7 +15,7 @@ def main(name: str) -> int:
     """Make the seed of the guest called `name`; 0, or 1 with the reason on standard error."""
     try:
         step("create.seed")
-        seed.make(name, os.environ.get("CREDENTIALS_DIRECTORY", ""), qemu.seed(name))
+        seed.make(name, os.environ.get("CREDENTIALS_DIRECTORY", ""), paths.seed(name))
     except KvmsupError as error:
         journal.say(journal.ERROR, str(error))
         return 1

@@ -12,6 +12,7 @@ import time
 from typing import NamedTuple
 
 from kvmsup.effects import (
+    backing,
     cgroup,
     claims,
     configs,
@@ -22,10 +23,12 @@ from kvmsup.effects import (
     kvm,
     ledger,
     numa_maps,
+    readable,
     room,
     running,
     sources,
     sysfs,
+    systemctl,
     vsock,
 )
 from kvmsup.errors import HostError, KvmsupError
@@ -33,7 +36,7 @@ from kvmsup.model import config
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host, is_name
 from kvmsup.model.topology import Topology
-from kvmsup.plan import changes, dropin, pages
+from kvmsup.plan import changes, dropin, pages, refusals
 from kvmsup.plan import placement as placing
 from kvmsup.plan.refusals import Taken
 from kvmsup.steps import step
@@ -69,13 +72,14 @@ def run(name: str, root: str) -> None:
     request = _request(name, root)
     step("setup.host")
     _check_host(request.guest, root)
+    found = backing.find(root, request.guest, _is_early)
     deadline = time.monotonic() + PATIENCE_SECONDS
     told = False
     while True:
         try:
             step("setup.lock")
             with claims.lock(root):
-                _take(request, root)
+                _take(request, found, root)
                 step("setup.record")
                 return running.write(root, name, changes.flatten(request.guest))
         except Taken as refusal:
@@ -124,27 +128,8 @@ def _check_host(guest: Guest, root: str) -> None:
         kernel.check_core_scheduling()
     for key, path in (("kernel", guest.machine.kernel), ("initrd", guest.machine.initrd)):
         if path:
-            _check_readable(key, path, root)
+            readable.check(f"machine.{key}", path, root)
     sources.check(root, guest)
-
-
-def _check_readable(key: str, path: str, root: str) -> None:
-    """QEMU runs as a user of its own: others must be able to read the file and to enter every directory above it."""
-    try:
-        mode = os.stat(root + path).st_mode
-    except OSError as error:
-        raise HostError(f"machine.{key}: {path}: {error.strerror}") from None
-    if not mode & 0o004:
-        raise HostError(f"machine.{key}: {path} cannot be read by the guest's own user", f"chmod o+r {path}")
-    if path.startswith(("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")):
-        what = f"machine.{key}: {path} is hidden from the guest's sandbox"
-        raise HostError(what, "move it to /var/lib or /boot")
-    directory = os.path.dirname(path)
-    while directory != "/":
-        if not os.stat(root + directory).st_mode & 0o001:
-            what = f"machine.{key}: {path} cannot be reached by the guest's own user"
-            raise HostError(what, f"chmod o+x {directory}, or move the file")
-        directory = os.path.dirname(directory)
 
 
 def _leaving(holders: tuple[str, ...]) -> bool:
@@ -155,23 +140,35 @@ def _leaving(holders: tuple[str, ...]) -> bool:
         return False
 
 
-def _take(request: Request, root: str) -> None:
+def _is_early() -> bool:
+    """Whether the host is still booting. While systemd is too busy to say, it is."""
+    try:
+        return systemctl.units(["basic.target"])["basic.target"].active != "active"
+    except (HostError, KeyError):
+        return True
+
+
+def _take(request: Request, found: backing.Backing, root: str) -> None:
     """Place, reserve and hold; under the lock."""
     name = request.guest.name
     step("setup.claims")
     known = claims.read_all(root)
     standing = ledger.sweep(root, known, keep=name)
     mine = standing.pop(name, None)
-    if mine and mine.held and mine.loaded == request.loaded and _there(mine, request.topology):
-        # A restart: what this guest holds is what it would ask for.
-        return
     others = list(standing.values())
+    refusals.check_disks(name, found.disks, others)
+    if mine and mine.held and mine.loaded == request.loaded and _there(mine, request.topology):
+        # A restart: what this guest holds is what it would ask for. Of its disks some may have been made since.
+        if (mine.disks, mine.aio, mine.firmware, mine.nvram) != found:
+            claims.write(root, mine._replace(**found._asdict()))
+        return
     step("setup.place")
     free = room.free(root, request.topology.nodes, request.guest.memory.page_size, others)
     placement = placing.place(request.guest, request.host, request.topology, others, free)
     if mine:
         ledger.release(root, mine, others)
-    _reserve(root, placing.claim(request.guest, placement, request.loaded), others)
+    claim = placing.claim(request.guest, placement, request.loaded)
+    _reserve(root, claim._replace(**found._asdict()), others)
 
 
 def _there(claim: Claim, topology: Topology) -> bool:

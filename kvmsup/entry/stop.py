@@ -14,10 +14,12 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 
-from kvmsup.effects import journal, proc, qmp, systemctl
+from kvmsup.effects import agent, journal, proc, qmp, systemctl
 from kvmsup.errors import HostError, KvmsupError, QmpError
-from kvmsup.plan.qemu import socket
+from kvmsup.plan.paths import socket
 from kvmsup.steps import step
 
 _AGAIN_SECONDS = 5.0

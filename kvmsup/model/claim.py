@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A claim: what one guest holds of the host. Its file is at once the ledger and kvm@'s EnvironmentFile=.
 
-So that systemd and Python read the same thing, every value is made of digits, lower-case letters and , - : = and
-spaces only; nothing in it comes from a TOML's free text (systemd.exec(5), EnvironmentFile=).
+So that systemd and Python read the same thing, every value is made of digits, letters and , - : = . _ / + and spaces
+only; nothing in it comes from a TOML's free text (systemd.exec(5), EnvironmentFile=).
 
 Claims outlive an upgrade of kvmsup: what a later version adds needs a default when it is read.
 """
@@ -19,6 +19,24 @@ from kvmsup.errors import HostError
 PREFIX = "KVMSUP_"
 _AFFINITY = "cpu-affinity="
 NOBODY_ELSE = "kvmsup writes it; nobody else should"
+
+
+class Interface(NamedTuple):
+    """A network interface of the guest: its address, and the names of its end on the host and of what that is at."""
+
+    name: str
+    kind: str  # bridge | macvtap | tap | user
+    mac: str
+    link: str  # "" where the host has no end of it
+    over: str
+
+
+class Held(NamedTuple):
+    """A disk of the guest that was there at setup; `identity` tells it from others, whatever path leads to it."""
+
+    name: str
+    identity: str  # block:MAJOR:MINOR, or file:MAJOR:MINOR:INODE of the device it is on
+    write: bool
 
 
 class Claim(NamedTuple):
@@ -53,6 +71,11 @@ class Claim(NamedTuple):
     ready: str = ""  # what it says when it is ready: "yes" for READY=1, or a target; "": nothing
     agent: bool = False  # whether it has a channel to an agent in the guest
     paused: bool = False  # a reload has paused the guest for a moment: whoever finds it so lets it go on
+    nets: tuple[Interface, ...] = ()
+    disks: tuple[Held, ...] = ()
+    aio: str = ""  # how QEMU does asynchronous I/O where the TOML leaves that open
+    firmware: str = ""  # paths: the program of UEFI, and what the guest's NVRAM begins as
+    nvram: str = ""
 
     @property
     def own_cpus(self) -> frozenset[int]:
@@ -91,6 +114,11 @@ def render(claim: Claim) -> str:
         "READY": claim.ready,
         "AGENT": "yes" if claim.agent else "no",
         "PAUSED": "yes" if claim.paused else "no",
+        "NETS": " ".join(f"{one.name}={one.kind},{one.mac},{one.link},{one.over}" for one in claim.nets),
+        "DISKS": " ".join(f"{one.name}={one.identity},{'rw' if one.write else 'ro'}" for one in claim.disks),
+        "AIO": claim.aio,
+        "FIRMWARE": claim.firmware,
+        "NVRAM_TEMPLATE": claim.nvram,
     }
     return "".join(f"{PREFIX}{key}={value}\n" for key, value in fields.items())
 
@@ -131,6 +159,11 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             ready=variables.get("KVMSUP_READY", ""),
             agent=variables.get("KVMSUP_AGENT", "no") == "yes",
             paused=variables.get("KVMSUP_PAUSED", "no") == "yes",
+            nets=_parse_nets(variables.get("KVMSUP_NETS", "")),
+            disks=_parse_disks(variables.get("KVMSUP_DISKS", "")),
+            aio=variables.get("KVMSUP_AIO", ""),
+            firmware=variables.get("KVMSUP_FIRMWARE", ""),
+            nvram=variables.get("KVMSUP_NVRAM_TEMPLATE", ""),
         )
     except (KeyError, ValueError) as error:
         raise HostError(f"{source} is not a claim: {error!r}", NOBODY_ELSE) from None
@@ -159,6 +192,22 @@ def _counts(counts: Mapping[int, int]) -> str:
 def _parse_counts(text: str) -> dict[int, int]:
     pairs = (word.split("=") for word in text.split())
     return {int(node): int(count) for node, count in pairs}
+
+
+def _parse_nets(text: str) -> tuple[Interface, ...]:
+    pairs = (word.split("=") for word in text.split())
+    return tuple(Interface(name, *_four(value)) for name, value in pairs)
+
+
+def _four(value: str) -> tuple[str, str, str, str]:
+    kind, mac, link, over = value.split(",")
+    return kind, mac, link, over
+
+
+def _parse_disks(text: str) -> tuple[Held, ...]:
+    pairs = (word.split("=") for word in text.split())
+    fields = ((name, *value.split(",")) for name, value in pairs)
+    return tuple(Held(name, identity, access == "rw") for name, identity, access in fields)
 
 
 def _parse_iothreads(text: str) -> dict[str, frozenset[int]]:

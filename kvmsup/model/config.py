@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kvmsup import sizes
 from kvmsup.errors import ConfigError, Diagnostic
-from kvmsup.model import cells, firstboot, inside, wishes
+from kvmsup.model import cells, disks, firstboot, inside, nets, wishes
 from kvmsup.model.guest import Balloon, Cpu, Guest, Host, Machine, Memory, Screen
 from kvmsup.model.table import Document, Table
 from kvmsup.model.topology import Topology
@@ -26,10 +26,12 @@ GUEST_KEYS = {
         "guest",
         "console",
         "display",
+        "disk",
+        "net",
         "credentials",
         "cloud-init",
     ),
-    "machine": ("type", "accel", "kernel", "initrd", "cmdline"),
+    "machine": ("type", "firmware", "accel", "kernel", "initrd", "cmdline"),
     "cpu": ("model", "features", "vcpus", "maxcpus", "sockets", "dies", "cores", "threads"),
     "placement": ("cpus", "smt", "nodes", "emulator", "scheduler", "core-scheduling", "vcpu"),
     "memory": ("size", "hugepages", "lock", "ksm", "balloon"),
@@ -41,6 +43,13 @@ GUEST_KEYS = {
     "guest": ("ready", "agent"),
     "console": ("serial",),
     "display": ("vnc",),
+    "disk": (),
+    "disk.NAME": (
+        *("path", "format", "size", "base", "base-format", "bus", "read-only"),
+        *("iothread", "cache", "aio", "discard", "boot"),
+    ),
+    "net": (),
+    "net.NAME": ("bridge", "macvtap", "tap", "user", "mac", "queues", "boot"),
     "credentials": (),
     "cloud-init": ("user-data", "meta-data", "network-config"),
 }
@@ -91,6 +100,9 @@ def read_guest(name: str, file: str, content: bytes, topology: Topology | None =
     found = cells.read(_section(top, "numa"), GUEST_KEYS["numa.N"], cpu, memory, topology)
     credentials = firstboot.read_credentials(_section(top, "credentials"))
     cloud_init = firstboot.read_cloud_init(_section(top, "cloud-init")) if "cloud-init" in top else None
+    wired = nets.read(_section(top, "net"), GUEST_KEYS["net.NAME"], name, cpu, pcie=machine.pcie)
+    images = disks.read(_section(top, "disk"), GUEST_KEYS["disk.NAME"], iothreads)
+    disks.check_boot(top, images, wired, machine)
     guest = Guest(
         name,
         description,
@@ -102,6 +114,8 @@ def read_guest(name: str, file: str, content: bytes, topology: Topology | None =
         found,
         inside=inside.read(_section(top, "guest")),
         screen=_screen(_section(top, "console"), _section(top, "display")),
+        nets=wired,
+        disks=images,
         credentials=credentials,
         cloud_init=cloud_init,
     )
@@ -147,7 +161,7 @@ def _machine(table: Table) -> Machine:
     for key in ("initrd", "cmdline"):
         if key in table and "kernel" not in table:
             table.note(key, "there is no kernel for it", 'add kernel = "/boot/vmlinuz-…"', at_key=True)
-    return Machine(kind, accel, kernel, initrd, cmdline)
+    return Machine(kind, accel, kernel, initrd, cmdline, table.choice("firmware", ("bios", "uefi"), "bios"))
 
 
 def _word(table: Table, key: str, default: str) -> str:

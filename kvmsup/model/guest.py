@@ -16,6 +16,11 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def has_pcie(machine: str) -> bool:
+    """Whether machines of that type, as [machine] type has it, have PCIe root ports."""
+    return machine == "q35" or machine.startswith("pc-q35-")
+
+
 class Machine(NamedTuple):
     """The virtual board and what it boots. Paths are the host's; "" where there is none."""
 
@@ -24,6 +29,12 @@ class Machine(NamedTuple):
     kernel: str
     initrd: str
     cmdline: str
+    firmware: str = "bios"  # bios | uefi
+
+    @property
+    def pcie(self) -> bool:
+        """Whether the board has PCIe root ports."""
+        return has_pcie(self.type)
 
 
 class Cpu(NamedTuple):
@@ -63,6 +74,42 @@ class IoThread(NamedTuple):
 
     name: str
     cpus: frozenset[int] | None
+
+
+class Net(NamedTuple):
+    """A network interface of the guest, called `name` in its TOML.
+
+    `over` is the host's bridge, parent or tap, "" for a user network; `link` what the host's end of it is called.
+    """
+
+    name: str
+    kind: str  # bridge | macvtap | tap | user
+    over: str
+    link: str
+    mac: str  # the guest's: six bytes in lower case
+    queues: int
+    boot: int  # its place in the order of booting, 1 is first; 0: never
+
+
+class Disk(NamedTuple):
+    """A disk or CD-ROM of the guest, called `name` in its TOML. `size` is in bytes.
+
+    A relative `path` is the name of an image in the guest's own directory, which is made from `size` and `base`.
+    """
+
+    name: str
+    path: str
+    format: str  # raw | qcow2
+    size: int  # 0: as large as it is
+    base: str  # "": none
+    base_format: str
+    bus: str  # virtio-blk | virtio-scsi | cdrom
+    read_only: bool
+    iothread: str  # "": QEMU's main thread
+    cache: str  # none | writeback | unsafe
+    aio: str  # io_uring | native | threads; "": what the host has
+    discard: bool
+    boot: int  # its place in the order of booting, 1 is first; 0: after those, in the order of the file
 
 
 class Cell(NamedTuple):
@@ -113,18 +160,18 @@ class CloudInit(NamedTuple):
     network_config: str
 
 
-class Screen(NamedTuple):
-    """Where one sees and reaches the guest: `serial` says where ttyS0 ends, and hvc0 ends where it does not."""
-
-    serial: str  # journal | interactive
-    vnc: bool
-
-
 class Inside(NamedTuple):
     """What in the guest talks to the host: `ready` is "yes" (READY=1), a target, or "" where it is not asked."""
 
     ready: str
     agent: bool
+
+
+class Screen(NamedTuple):
+    """Where one sees and reaches the guest: `serial` says where ttyS0 ends, and hvc0 ends where it does not."""
+
+    serial: str  # journal | interactive
+    vnc: bool
 
 
 class Guest(NamedTuple):
@@ -140,6 +187,8 @@ class Guest(NamedTuple):
     cells: tuple[Cell, ...]  # none: the guest sees one node
     inside: Inside = Inside("", agent=False)
     screen: Screen = Screen("journal", vnc=False)
+    nets: tuple[Net, ...] = ()
+    disks: tuple[Disk, ...] = ()
     credentials: tuple[Credential, ...] = ()
     cloud_init: CloudInit | None = None
 

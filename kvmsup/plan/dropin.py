@@ -11,7 +11,7 @@ import zlib
 
 from kvmsup import cpulist
 from kvmsup.model.guest import Guest, Host
-from kvmsup.plan import firstboot, qemu, unitfile
+from kvmsup.plan import disks, firstboot, nets, paths, plugs, qemu, unitfile
 
 NAME = "50-kvmsup.conf"
 LOADED = "KVMSUP_LOADED"
@@ -66,13 +66,18 @@ def _guest(guest: Guest, host: Host, source: str) -> str:
         f"SourcePath={source}",
         f"Description={unitfile.text(description)}",
         *_listening(guest),
+        *disks.dependencies(guest),
+        *nets.dependencies(guest),
         "",
         "[Service]",
         f"Slice=kvm-{'dedicated' if guest.placement.dedicated else 'shared'}.slice",
         *_limits(guest, host),
+        *disks.directives(guest),
+        *nets.directives(guest),
+        *_plugged(guest),
         *firstboot.directives(guest),
         "ExecStart=",
-        f"ExecStart={unitfile.command(qemu.BINARY, qemu.options(guest))}",
+        f"ExecStart={unitfile.command(paths.BINARY, qemu.options(guest))}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -80,6 +85,12 @@ def _guest(guest: Guest, host: Host, source: str) -> str:
 def _listening(guest: Guest) -> list[str]:
     """Somebody hears the guest before it can say anything; that nobody does keeps it from nothing."""
     return [f"{key}=kvmsup-listen.socket" for key in ("Wants", "After")] if guest.inside.ready else []
+
+
+def _plugged(guest: Guest) -> list[str]:
+    """What attach plugs in, where there is anything, as it reads it from its environment."""
+    found = [*disks.plugs(guest), *nets.plugs(guest)]
+    return [f"Environment={unitfile.assignment(plugs.VARIABLE, plugs.render(found))}"] if found else []
 
 
 def _limits(guest: Guest, host: Host) -> list[str]:

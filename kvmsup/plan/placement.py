@@ -12,7 +12,7 @@ from typing import NamedTuple
 from kvmsup import cpulist
 from kvmsup.errors import Refusal
 from kvmsup.model import vsock
-from kvmsup.model.claim import Claim
+from kvmsup.model.claim import Claim, Interface
 from kvmsup.model.guest import Guest, Host, IoThread
 from kvmsup.model.topology import Topology
 from kvmsup.plan import cells, packing, refusals
@@ -45,6 +45,7 @@ def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim],
     Raises Refusal, or Taken where other guests are the reason.
     """
     refusals.check_cid(guest, claims)
+    refusals.check_nets(guest, claims)
     scene = around(guest, host, topology, claims, free)
     why: list[str] = []
     if guest.placement.vcpu:
@@ -112,6 +113,7 @@ def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
         cid=vsock.cid(guest.name) if guest.inside.ready else 0,
         ready=guest.inside.ready,
         agent=guest.inside.agent,
+        nets=tuple(Interface(net.name, net.kind, net.mac, net.link, net.over) for net in guest.nets),
     )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kvmsup.model.guest import has_pcie
+
 # Slots of the root bus. Below are what QEMU numbers by itself, above is what q35 has built in (hw/i386/pc_q35.c).
 NIC_SLOTS = range(0x10, 0x14)
 DISK_SLOTS = range(0x14, 0x1E)
@@ -50,11 +52,6 @@ class Port(NamedTuple):
             "multifunction": "on",
             "io-reserve": 0,
         }
-
-
-def has_pcie(machine: str) -> bool:
-    """Whether machines of that type, as [machine] type has it, have PCIe root ports."""
-    return machine == "q35" or machine.startswith("pc-q35-")
 
 
 def most(slots: range, machine: str) -> int:

@@ -7,21 +7,21 @@ file="). `props` doubles them in every value, so that none can become another pr
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 from kvmsup import cpulist, sizes
 from kvmsup.model import vsock
 from kvmsup.model.guest import Guest
-from kvmsup.plan import firstboot, ports
+from kvmsup.plan import disks, firstboot, nets, plugs, ports
+from kvmsup.plan.paths import ENDED, seed, socket
 from kvmsup.plan.unitfile import Part, Variable, Word
 
-BINARY = "/usr/bin/qemu-system-x86_64"
-RUNTIME = "/run/kvmsup/guests"
+# What setup has found out about the host.
+FIRMWARE, AIO = Variable("KVMSUP_FIRMWARE"), Variable("KVMSUP_AIO")
 
 # A QMP monitor serves one client at a time and lets the next one hang, so each kind of client has its own.
 MONITORS = ("control", "supervisor", "admin")
-# The file in the guest's directory where QEMU says why it ended.
-ENDED = "ended"
 
 Option = tuple[Word, ...]
 
@@ -33,16 +33,6 @@ def props(head: str, **values: str | int | Variable) -> Word:
         parts.append(f",{name.replace('_', '-')}=")
         parts.append(value if isinstance(value, Variable) else str(value).replace(",", ",,"))
     return parts
-
-
-def socket(guest: str, name: str) -> str:
-    """The path of one of the guest's sockets: a monitor, or its console."""
-    return f"{RUNTIME}/{guest}/{name}"
-
-
-def seed(guest: str) -> str:
-    """The path of the guest's cloud-init seed. It may hold secrets, so it is in memory and goes with the unit."""
-    return f"{RUNTIME}/{guest}/seed.iso"
 
 
 def options(guest: Guest) -> Iterator[Option]:
@@ -69,9 +59,11 @@ def options(guest: Guest) -> Iterator[Option]:
         # deflate-on-oom: a guest that would kill a program takes memory out of the balloon instead.
         balloon = props("virtio-balloon-pci", id="balloon", free_page_reporting="on", deflate_on_oom="on")
         yield (["-device"], balloon)
-    yield from _inside(guest)
     yield from _display(guest)
+    yield from _inside(guest)
+    yield from _disks(guest)
     yield from _first_boot(guest)
+    yield from _nets(guest)
 
 
 def _machine(guest: Guest) -> Iterator[Option]:
@@ -79,7 +71,10 @@ def _machine(guest: Guest) -> Iterator[Option]:
     # mem-merge is on by default in QEMU; merging across guests is a side channel and needs consent.
     merge = "on" if guest.memory.ksm else "off"
     backend = {} if guest.cells else {"memory_backend": "mem0"}
-    yield (["-machine"], props(machine.type, **backend, mem_merge=merge, usb="off", vmport="off"))
+    flash = {"pflash0": "firmware.code", "pflash1": "firmware.nvram"} if machine.firmware == "uefi" else {}
+    for one in disks.firmware(guest):
+        yield (["-blockdev"], _json(one, f'"filename":"{disks.CHOSEN_CODE}"', '"filename":"', FIRMWARE))
+    yield (["-machine"], props(machine.type, **backend, **flash, mem_merge=merge, usb="off", vmport="off"))
     if machine.accel == "tcg":
         # MemoryDenyWriteExecute= forbids a mapping that is both; split-wx maps the code twice.
         yield (["-accel"], props("tcg", split_wx="on"))
@@ -95,6 +90,22 @@ def _machine(guest: Guest) -> Iterator[Option]:
         yield (["-initrd"], [machine.initrd])
     if machine.cmdline:
         yield (["-append"], [machine.cmdline])
+
+
+def _json(properties: disks.Properties, open_end: str, before: str, variable: Variable) -> Word:
+    """A value in JSON, in which `variable` takes the place that `open_end` holds open, after `before`."""
+    head, found, tail = json.dumps(properties, separators=(",", ":")).partition(open_end)
+    return [f"{head}{before}", variable, f'"{tail}'] if found else [head]
+
+
+def _disks(guest: Guest) -> Iterator[Option]:
+    """The images of the guest's own, and what attach plugs the others into."""
+    for option, properties in disks.options(guest):
+        if option == "-blockdev":
+            yield ([option], _json(properties, f'"aio":"{plugs.CHOSEN_AIO}"', '"aio":"', AIO))
+        else:
+            driver, *rest = properties.items()
+            yield ([option], props(driver[1], **dict(rest)))
 
 
 def _memory(guest: Guest) -> Iterator[Option]:
@@ -172,6 +183,16 @@ def _inside(guest: Guest) -> Iterator[Option]:
         yield (["-chardev"], props("socket", id="agent", path=path, server="on", wait="off"))
         # The name that qemu-ga(8) looks for.
         yield (["-device"], props("virtserialport", chardev="agent", bus="consoles.0", name="org.qemu.guest_agent.0"))
+
+
+def _nets(guest: Guest) -> Iterator[Option]:
+    """The places of all interfaces, and those that need nothing which attach would have to plug in."""
+    for net, place in zip(guest.nets, nets.places(guest), strict=True):
+        if place.id:
+            yield (["-device"], props("pcie-root-port", **place.options))
+        if net.kind == "user":
+            yield (["-netdev"], props("user", id=nets.id_of(net)))
+            yield (["-device"], props(nets.DEVICE, **nets.device(net, place)))
 
 
 def _monitors(guest: Guest) -> Iterator[Option]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from kvmsup import cpulist, sizes
 from kvmsup.errors import Refusal
 from kvmsup.model import vsock
-from kvmsup.model.claim import Claim
+from kvmsup.model.claim import Claim, Held
 from kvmsup.model.guest import Guest
 from kvmsup.model.topology import Topology
 from kvmsup.plan import packing
@@ -57,6 +57,16 @@ def check_cid(guest: Guest, claims: Iterable[Claim]) -> None:
         raise Taken(what, "rename one of them, leave guest.ready out, or stop that guest", others)
 
 
+def check_disks(name: str, disks: Iterable[Held], claims: Iterable[Claim]) -> None:
+    """Raises Taken when another guest has one of the `disks` of guest `name`, unless both only read it."""
+    theirs = [(claim.guest, one) for claim in claims if claim.guest != name for one in claim.disks]
+    for disk in disks:
+        for guest, other in theirs:
+            if other.identity == disk.identity and (other.write or disk.write):
+                what = f"disk.{disk.name}: guest {guest} has the same one as its disk.{other.name}"
+                raise Taken(what, "stop that guest, or make it read-only in both", [guest])
+
+
 def check_real_time(guest: Guest, asked: str, both: frozenset[int]) -> None:
     """Raises Refusal, beginning with `asked`, when there are CPUs of `both` a real-time vCPU and another thread."""
     if guest.placement.scheduler and both:
@@ -69,6 +79,22 @@ def check_idle(asked: str, both: frozenset[int]) -> None:
     if both:
         what = f'{asked}: CPU {cpulist.render(both)} stays idle, as smt = "isolate" has it'
         raise Refusal(what, "choose other CPUs for it, or leave placement.smt out")
+
+
+def check_nets(guest: Guest, claims: Iterable[Claim]) -> None:
+    """Raises Taken when one of `claims` has the address, or the host's end, of one of the guest's interfaces."""
+    others = [claim for claim in claims if claim.guest != guest.name]
+    addresses = {net.mac: (claim.guest, net.name) for claim in others for net in claim.nets}
+    links = {net.link: (claim.guest, net.name) for claim in others for net in claim.nets if net.link}
+    for net in guest.nets:
+        if net.mac in addresses:
+            holder, name = addresses[net.mac]
+            what = f"net.{net.name}: {net.mac} is the address of net.{name} of guest {holder} too"
+            raise Taken(what, f'mac = "…" in [net.{net.name}] gives it one of its own, or stop that guest', [holder])
+        if net.link in links:
+            holder, name = links[net.link]
+            what = f"net.{net.name}: {net.link} is the host's end of net.{name} of guest {holder} too"
+            raise Taken(what, "name another tap, rename the interface, or stop that guest", [holder])
 
 
 def check_siblings(demand: packing.Demand, topology: Topology, allowed: frozenset[int]) -> None:

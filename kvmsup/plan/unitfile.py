@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 # What an unquoted word may consist of; everything else is put into double quotes.
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:,=+@")
+_IN_UNITS = _PLAIN - frozenset("-/,=+@")
 _ESCAPED = {"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$", "\n": "\\n", "\t": "\\t"}
 
 
@@ -44,10 +45,26 @@ def assignment(name: str, value: str) -> str:
     return f'"{name}={_escaped(value).replace("$$", "$")}"'
 
 
+def path(value: str) -> str:
+    """A path as a word of a directive that takes paths, where a backslash takes the next character literally."""
+    return '"' + "".join({"\\": "\\\\", '"': '\\"', "%": "%%"}.get(char, char) for char in value) + '"'
+
+
 def command(program: str, options: Iterable[Sequence[Word]]) -> str:
     """A command line over several lines: the program, then one option with its value to a line."""
     lines = [program, *(" ".join(map(word, option)) for option in options)]
     return " \\\n    ".join(lines)
+
+
+def path_unit(path: str) -> str:
+    """`path`, an absolute one, as the name of a unit without its suffix (systemd.unit(5), "String Escaping")."""
+    names = [name for name in path.split("/") if name]
+    return "-".join(_unit_name(name, first=index == 0) for index, name in enumerate(names))
+
+
+def _unit_name(name: str, *, first: bool) -> str:
+    plain = "".join(char if char in _IN_UNITS else _numeric(char) for char in name)
+    return _numeric(".") + plain[1:] if first and plain.startswith(".") else plain
 
 
 def text(value: str) -> str:

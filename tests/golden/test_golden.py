@@ -36,7 +36,7 @@ def dotted(keys: Mapping[str, tuple[str, ...]]) -> list[str]:
 
 
 # Tables of which there may be several, by what stands for their own name.
-SEVERAL = {"iothread": "NAME", "numa": "N", "net": "NAME"}
+SEVERAL = {"iothread": "NAME", "numa": "N", "disk": "NAME", "net": "NAME"}
 
 
 def written(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

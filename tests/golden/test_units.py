@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvmsup.model import config
-from kvmsup.plan import dropin, qemu
+from kvmsup.plan import dropin, paths, qemu
 from kvmsup.plan.unitfile import Variable, Word
 from tests.golden import CASES, tree
 from tests.unit import real_systemd, systemd_syntax
@@ -29,7 +29,7 @@ def units(case: Path) -> dict[str, str]:
     packaged = {path.name: path.read_text("utf-8") for path in PACKAGED}
     found = {name: text for name, text in tree(case / "expected").items() if name != "stderr"}
     guest = "/usr/lib/kvmsup/kvmsup-guest"
-    programs = ("@LIBDIR@/kvmsup-guest", guest, "@LIBDIR@/kvmsup-supervisor", qemu.BINARY)
+    programs = ("@LIBDIR@/kvmsup-guest", guest, "@LIBDIR@/kvmsup-supervisor", paths.BINARY)
     for name, text in (packaged | found).items():
         for program in programs:
             text = text.replace(program, "/usr/bin/env")
@@ -73,7 +73,7 @@ def literal(word: Word) -> str:
 
 @pytest.mark.parametrize("case", [case for case in CASES if guests(case)], ids=lambda case: case.name)
 def test_systemd_reads_the_very_command_line(case: Path) -> None:
-    claimed = ("HOST_NODES", "CELL_0", "CELL_1", "FILL_0", "FILL_1")
+    claimed = ("HOST_NODES", "CELL_0", "CELL_1", "FILL_0", "FILL_1", "AIO", "FIRMWARE")
     names = {name: f"${{{name}}}" for name in (f"KVMSUP_{word}" for word in claimed)}
     for guest in guests(case):
         content = (case / f"etc/kvmsup/{guest}.toml").read_bytes()

@@ -32,7 +32,11 @@ class Running(NamedTuple):
 
     def connected(self) -> qmp.Monitor:
         monitor = qmp.Monitor(self.monitor, self.process.pid, time.monotonic() + 20)
-        monitor.negotiate()
+        try:
+            monitor.negotiate()
+        except BaseException:
+            monitor.close()
+            raise
         return monitor
 
     def printed(self, until: str, seconds: float = 20) -> str:

@@ -23,7 +23,7 @@ from kvmsup.entry.resident.threads import Threads
 from kvmsup.errors import ConfigError, HostError, KvmsupError, QmpError
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
-from kvmsup.plan import changes, dropin, qemu
+from kvmsup.plan import changes, dropin, paths, qemu
 from kvmsup.plan.unitfile import Part, Variable
 from kvmsup.steps import STEPS
 from tests.unit import fake_qemu, trees
@@ -70,7 +70,7 @@ class Guest:
         self.root = root
         self.write(text)
         read = config.read_guest("web", "web.toml", text.encode()).guest
-        words = [qemu.BINARY if shutil.which(qemu.BINARY) else installed()]
+        words = [paths.BINARY if shutil.which(paths.BINARY) else installed()]
         for option in qemu.options(read):
             words += ["".join(map(_literal, word)).replace("/run/kvmsup", f"{root}/run/kvmsup") for word in option]
         silent = subprocess.DEVNULL

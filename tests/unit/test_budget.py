@@ -48,7 +48,7 @@ def imported(entry: str) -> set[str]:
 @pytest.mark.parametrize(
     ("entry", "allowed"),
     [
-        ("generator", BASE | TOML),
+        ("generator", BASE | TOML | {"_json", "json"}),
         ("attach", BASE | SOCKETS | {"signal"}),
         ("stop", BASE | SOCKETS | PROCESSES),
         ("explain", BASE | SOCKETS | TOML),

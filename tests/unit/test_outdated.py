@@ -18,7 +18,7 @@ from kvmsup.cli import list as listing
 from kvmsup.effects import configs, outdated, running
 from kvmsup.entry import generator
 from kvmsup.plan.changes import flatten
-from kvmsup.plan.qemu import BINARY
+from kvmsup.plan.paths import BINARY
 from tests.unit import trees
 
 WEB = '[machine]\ntype = "pc-q35-7.2"\n[cpu]\nvcpus = 2\nmaxcpus = 4\n[memory]\nsize = "1G"\n'

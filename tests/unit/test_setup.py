@@ -324,3 +324,39 @@ def test_main_tells(root: str, capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_a_claim_is_kept_while_its_cpus_are_there(held: Claim, offline: str, there: bool) -> None:
     assert setup._there(held, topology(2, 2, 2, offline=cpulist.parse(offline))) is there
+
+
+def test_the_disk_of_another_guest(root: str, fake_systemctl: Systemctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused with its name, by whatever path; once that guest is gone, the disk is in the claim."""
+    fake_systemctl({"kvm-setup@db.service": ("active", ""), "kvm@db.service": ("active", "")})
+    trees.write(root, "/srv/root.img", "x" * 512)
+    trees.write(root, "/etc/kvmsup/web.toml", f'{WEB}[disk.root]\npath = "/srv/root.img"\nformat = "raw"\n')
+    load(root, monkeypatch)
+    setup.run("web", root)
+    held = claims.read_all(root)["web"].disks
+    release.run("web", root)
+    monkeypatch.setattr(setup, "PATIENCE_SECONDS", 0.0)
+    claims.write(root, claim("db", ["2"])._replace(disks=(held[0]._replace(name="data"),)))
+    with pytest.raises(Refusal) as caught:
+        setup.run("web", root)
+    assert str(caught.value) == (
+        "disk.root: guest db has the same one as its disk.data\n  hint: stop that guest, or make it read-only in both"
+    )
+    assert "web" not in claims.read_all(root)
+    claims.remove(root, "db")
+    setup.run("web", root)
+    assert claims.read_all(root)["web"].disks == held
+
+
+def test_a_restart_looks_at_the_disks_again(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPUs stay what they are; of the guest's own images some have been made since."""
+    trees.write(root, "/etc/kvmsup/web.toml", f'{WEB}[disk.root]\npath = "root.img"\nformat = "raw"\nsize = "1G"\n')
+    load(root, monkeypatch)
+    setup.run("web", root)
+    first = claims.read_all(root)["web"]
+    assert first.disks == ()
+    trees.write(root, "/var/lib/kvmsup/web/root.img", "")
+    setup.run("web", root)
+    second = claims.read_all(root)["web"]
+    assert [disk.name for disk in second.disks] == ["root"]
+    assert second._replace(disks=()) == first

@@ -16,7 +16,7 @@ from kvmsup.effects import journal, proc
 from kvmsup.entry import ended, stop, stopping
 from kvmsup.model import claim as claim_text
 from kvmsup.plan import ending
-from kvmsup.plan.qemu import ENDED
+from kvmsup.plan.paths import ENDED
 from tests.unit import fake_qemu, real_qemu
 from tests.unit.hosts import claim
 

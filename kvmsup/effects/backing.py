@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What on the host is behind a guest's disks and its firmware: setup looks at it before the start, and check."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from kvmsup import sizes
+from kvmsup.effects import cloning, firmware, handover, headers, identity, iouring, kernel, readable
+from kvmsup.errors import HostError
+from kvmsup.model import disks
+from kvmsup.model.claim import Held
+from kvmsup.model.guest import Disk, Guest
+from kvmsup.model.table import Problem
+from kvmsup.plan import disks as planned
+from kvmsup.plan.paths import BINARY
+from kvmsup.plan.plugs import File
+
+
+class Backing(NamedTuple):
+    """What a claim has of it: the disks that are there, and what setup chooses for QEMU; "" where it is not needed."""
+
+    disks: tuple[Held, ...]
+    aio: str
+    firmware: str
+    nvram: str
+
+
+def find(root: str, guest: Guest, early: Callable[[], bool]) -> Backing:
+    """Look at everything. `early` says whether the host is still booting: a disk that is not there may yet come.
+
+    Raises HostError with the key in the guest's file.
+    """
+    held = tuple(one for disk in guest.disks for one in _held(root, guest, disk, early))
+    left_open = any(not disk.aio for disk in guest.disks)
+    aio = iouring.choose(root, BINARY, kernel.version()) if left_open else ""
+    found = firmware.find(root, guest.machine.type) if guest.machine.firmware == "uefi" else ("", "")
+    return Backing(held, aio, *found)
+
+
+def _held(root: str, guest: Guest, disk: Disk, early: Callable[[], bool]) -> Iterator[Held]:
+    try:
+        found = _look(root, guest, disk)
+    except FileNotFoundError:
+        # attach looks again, when systemd has waited for mounts and devices.
+        if not early():
+            what = f"disk.{disk.name}: {disk.path}: No such file or directory"
+            raise HostError(what, "nothing is made at an absolute path; an image with a relative one is") from None
+    except OSError as error:
+        raise HostError(f"disk.{disk.name}: {disk.path}: {error.strerror}") from None
+    else:
+        if found:
+            yield Held(disk.name, identity.of(found), write=not disk.read_only)
+
+
+def _look(root: str, guest: Guest, disk: Disk) -> os.stat_result | None:
+    """None where the image has yet to be made. Raises OSError, or HostError."""
+    if not planned.is_plugged(disk):
+        path = planned.path(guest.name, disk)
+        there = os.path.lexists(root + path)
+        if disk.base and not there:
+            _check_base(root, disk)
+        # Its directory is the guest's own: where a link there leads is nobody's business.
+        return os.lstat(root + path) if there else None
+    found = os.stat(root + disk.path)
+    _check_kind(disk, found.st_mode)
+    try:
+        descriptor = handover.open_file(File(disk.path, False, 0, disk.format), root)
+    except HostError as error:
+        raise HostError(f"disk.{disk.name}: {error.what}", error.hint) from None
+    os.close(descriptor)
+    if stat.S_ISBLK(found.st_mode) and not disk.read_only:
+        _check_unused(root, disk)
+    return found
+
+
+def _check_kind(disk: Disk, mode: int) -> None:
+    """A path below /dev is a device for the generator, which asks no host, and any other a file."""
+    if stat.S_ISBLK(mode) and not disks.is_device(disk.path):
+        what = f"disk.{disk.name}: {disk.path} leads to a block device"
+        raise HostError(what, "name the device itself, by a path below /dev")
+    if stat.S_ISREG(mode) and disks.is_device(disk.path):
+        raise HostError(f"disk.{disk.name}: {disk.path} is a file, not a device", "move it out of /dev")
+
+
+def _check_unused(root: str, disk: Disk) -> None:
+    """Opened exclusively, a block device that is mounted, or a part of something else, is busy (open(2), O_EXCL)."""
+    try:
+        os.close(os.open(root + disk.path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            what = f"disk.{disk.name}: {disk.path} is in use by the host itself: mounted, or a part of something"
+            raise HostError(what, f"lsblk {disk.path} shows by what") from None
+        raise
+
+
+def _check_base(root: str, disk: Disk) -> None:
+    key = f"disk.{disk.name}.base"
+    readable.check(key, disk.base, root)
+    descriptor = os.open(root + disk.base, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        headers.check(descriptor, disk.base, disk.base_format)
+        size = headers.size(descriptor, disk.base, disk.base_format)
+    except HostError as error:
+        raise HostError(f"{key}: {error.what}", error.hint) from None
+    finally:
+        os.close(descriptor)
+    cloning.check_fits(f"disk.{disk.name}", disk.size, disk.base, size)
+
+
+def problems(root: str, guest: Guest) -> Iterator[Problem]:
+    """What the start of `guest` would be refused for, and an image that is not as large as the file has it."""
+    for disk in guest.disks:
+        try:
+            found = _look(root, guest, disk)
+        except HostError as error:
+            key = "base" if error.what.startswith(f"disk.{disk.name}.base: ") else "path"
+            what = error.what.removeprefix(f"disk.{disk.name}.base: ").removeprefix(f"disk.{disk.name}: ")
+            yield Problem(("disk", disk.name, key), what, error.hint, at_key=False, severity="warning")
+        except PermissionError:
+            pass  # check may be run by anybody
+        except OSError as error:
+            what = f"{disk.path}: {error.strerror}"
+            yield Problem(("disk", disk.name, "path"), what, "", at_key=False, severity="warning")
+        else:
+            if found and disk.size and not planned.is_plugged(disk):
+                yield from _other_size(root, guest, disk)
+    if guest.machine.firmware == "uefi":
+        try:
+            firmware.find(root, guest.machine.type)
+        except HostError as error:
+            what = error.what.partition(": ")[2]
+            yield Problem(("machine", "firmware"), what, error.hint, at_key=False, severity="warning")
+
+
+def _other_size(root: str, guest: Guest, disk: Disk) -> Iterator[Problem]:
+    path = planned.path(guest.name, disk)
+    try:
+        descriptor = os.open(root + path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        headers.check(descriptor, disk.path, disk.format)
+        size = headers.size(descriptor, disk.path, disk.format)
+    except HostError as error:
+        yield Problem(("disk", disk.name, "path"), error.what, error.hint, at_key=False, severity="warning")
+    else:
+        if size != disk.size:
+            what = f"{disk.path} has {sizes.render(size)}, and is left as it is"
+            hint = f"with the guest stopped: qemu-img resize -f {disk.format} {path} {sizes.render(disk.size)}"
+            yield Problem(("disk", disk.name, "size"), what, hint, at_key=False, severity="warning")
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whether the guest's own user will be able to read a file of the host: QEMU and create run as that user."""
+
+from __future__ import annotations
+
+import os
+
+from kvmsup.errors import HostError
+
+# kvm@.service: ProtectHome= and PrivateTmp=.
+_HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
+
+
+def check(key: str, path: str, root: str) -> None:
+    """Others must be able to read the file, which the TOML names at `key`, and to enter every directory above it.
+
+    Raises HostError.
+    """
+    try:
+        mode = os.stat(root + path).st_mode
+    except OSError as error:
+        raise HostError(f"{key}: {path}: {error.strerror}") from None
+    if not mode & 0o004:
+        raise HostError(f"{key}: {path} cannot be read by the guest's own user", f"chmod o+r {path}")
+    if path.startswith(_HIDDEN):
+        what = f"{key}: {path} is hidden from the guest's sandbox"
+        raise HostError(what, "move it to /var/lib or /boot")
+    directory = os.path.dirname(path)
+    while directory != "/":
+        if not os.stat(root + directory).st_mode & 0o001:
+            what = f"{key}: {path} cannot be reached by the guest's own user"
+            raise HostError(what, f"chmod o+x {directory}, or move the file")
+        directory = os.path.dirname(directory)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""kvm@NAME, ExecStartPre= of a guest with images of its own: makes those that are not there.
+
+It runs as the guest's user in the guest's sandbox. An image is made under another name and gets its own only when it
+is whole and on the disk, so that one that is there is never touched, whatever ended this program before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from kvmsup import sizes
+from kvmsup.effects import cloning, headers, journal
+from kvmsup.errors import HostError, KvmsupError
+from kvmsup.plan import images
+from kvmsup.plan.images import Image
+from kvmsup.steps import step
+
+
+def main(_name: str) -> int:
+    """Make what the guest lacks; 0, or 1 with the reason on standard error. All it needs is in its environment."""
+    try:
+        run(os.environ)
+    except KvmsupError as error:
+        journal.say(journal.ERROR, f"{error}")
+        return 1
+    return 0
+
+
+def run(environment: Mapping[str, str]) -> None:
+    """Make the images that `environment` tells of. Raises KvmsupError, with no unfinished image left."""
+    directory = environment.get("STATE_DIRECTORY")
+    if not directory:
+        raise HostError("create is run by kvm@.service, with StateDirectory=")
+    wanted = images.parse(environment.get(images.VARIABLE, "[]"))
+    template = environment.get("KVMSUP_NVRAM_TEMPLATE", "")
+    step("create.sweep")
+    for file in (*(image.file for image in wanted), images.NVRAM):
+        cloning.sweep(directory, file)
+    step("create.images")
+    for image in wanted:
+        _ensure(directory, image)
+    if template:
+        step("create.nvram")
+        _ensure_nvram(directory, template)
+
+
+def _ensure(directory: str, image: Image) -> None:
+    path = f"{directory}/{image.file}"
+    if os.path.lexists(path):
+        _look_at(path, image)
+    elif image.base:
+        _clone(directory, image)
+    elif image.size:
+        with cloning.making(directory, image.file) as part:
+            cloning.empty(part, image.format, image.size)
+        journal.say(journal.NOTICE, f"{image.about}: made {image.file}, {sizes.render(image.size)}")
+    else:
+        what = f"{image.about}: there is no {image.file} in {directory}"
+        raise HostError(what, 'size = "20G" makes an empty one, base = "/…" a copy')
+
+
+def _look_at(path: str, image: Image) -> None:
+    """One that is there is left as it is, but it must be what the file says."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostError(f"{image.about}: {image.file}: cannot open: {error.strerror}") from None
+    try:
+        headers.check(descriptor, image.file, image.format)
+        size = headers.size(descriptor, image.file, image.format)
+    except HostError as error:
+        raise HostError(f"{image.about}: {error.what}", error.hint) from None
+    finally:
+        os.close(descriptor)
+    if image.size and size != image.size:
+        what = f"{image.about}: {image.file} has {sizes.render(size)} and not {sizes.render(image.size)}"
+        journal.say(journal.WARNING, f"{what}: it is left as it is")
+
+
+def _clone(directory: str, image: Image) -> None:
+    """A copy of the base, as large as it or larger."""
+    try:
+        source = os.open(image.base, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        what = f"{image.about}.base: {image.base}: cannot open: {error.strerror}"
+        raise HostError(what, "the guest's own user must be able to read it") from None
+    try:
+        headers.check(source, image.base, image.base_format)
+        size = headers.size(source, image.base, image.base_format)
+        cloning.check_fits(image.about, image.size, image.base, size)
+        with cloning.making(directory, image.file) as part:
+            if image.format != image.base_format or not cloning.share(source, part):
+                cloning.convert(image.about, image.base, image.base_format, part, image.format)
+            if image.size > size:
+                cloning.resize(part, image.format, image.size)
+    except HostError as error:
+        about = "" if error.what.startswith(image.about) else f"{image.about}: "
+        raise HostError(f"{about}{error.what}", error.hint) from None
+    finally:
+        os.close(source)
+    journal.say(journal.NOTICE, f"{image.about}: made {image.file} from {image.base}")
+
+
+def _ensure_nvram(directory: str, template: str) -> None:
+    """What the guest's UEFI keeps, such as its boot entries, begins as the package has it."""
+    if os.path.lexists(f"{directory}/{images.NVRAM}"):
+        return
+    with cloning.making(directory, images.NVRAM) as part:
+        cloning.copy(template, part)

@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What setup finds behind disks and firmware, and what it refuses: with real files and, for root, a block device."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from kvmsup.effects import backing, firmware, handover, identity, iouring
+from kvmsup.errors import HostError
+from kvmsup.model import claim as claim_text
+from kvmsup.model import config
+from kvmsup.model.claim import Held
+from kvmsup.model.guest import Guest
+from kvmsup.plan import disks as planned
+from kvmsup.plan import refusals
+from kvmsup.plan.plugs import File, Plug
+from kvmsup.plan.refusals import Taken
+from tests.unit import real_qemu
+from tests.unit.hosts import claim
+
+HEAD = '[machine]\ntype = "pc-q35-7.2"\n[memory]\nsize = "64M"\n'
+
+
+def guest(text: str, name: str = "web", head: str = HEAD) -> Guest:
+    return config.read_guest(name, f"{name}.toml", (head + text).encode()).guest
+
+
+def disk(path: str, more: str = "", format: str = "raw") -> str:
+    return f'[disk.root]\npath = "{path}"\nformat = "{format}"\n{more}\n'
+
+
+def found(root: Path, text: str, *, early: bool = False) -> backing.Backing:
+    return backing.find(str(root), guest(text), lambda: early)
+
+
+def refused(root: Path, text: str) -> str:
+    with pytest.raises(HostError) as caught:
+        found(root, text)
+    return str(caught.value).replace(str(root), "")
+
+
+def write(root: Path, path: str, content: bytes = b"x" * 512, mode: int = 0o600) -> Path:
+    file = Path(f"{root}{path}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    file.chmod(mode)
+    return file
+
+
+def test_one_file_by_many_names(tmp_path: Path) -> None:
+    write(tmp_path, "/srv/a.img")
+    os.symlink("a.img", tmp_path / "srv/b.img")
+    os.link(tmp_path / "srv/a.img", tmp_path / "srv/c.img")
+    write(tmp_path, "/srv/other.img")
+    same = {found(tmp_path, disk(f"/srv/{name}.img")).disks for name in "abc"}
+    assert len(same) == 1
+    ((one,),) = same
+    assert (one.name, one.write) == ("root", True) and one.identity.startswith("file:")
+    assert found(tmp_path, disk("/srv/other.img", "read-only = true")).disks[0].write is False
+    assert found(tmp_path, disk("/srv/other.img")).disks[0].identity != one.identity
+
+
+def test_an_image_that_has_yet_to_be_made(tmp_path: Path) -> None:
+    assert found(tmp_path, disk("root.img", 'size = "1G"')).disks == ()
+    write(tmp_path, "/var/lib/kvmsup/web/root.img")
+    (one,) = found(tmp_path, disk("root.img", 'size = "1G"')).disks
+    # Where a link in the guest's own directory leads is not looked at: the guest's user can make one.
+    (tmp_path / "var/lib/kvmsup/web/root.img").unlink()
+    write(tmp_path, "/srv/victim.img")
+    os.symlink("/srv/victim.img", tmp_path / "var/lib/kvmsup/web/root.img")
+    assert found(tmp_path, disk("root.img", 'size = "1G"')).disks != found(tmp_path, disk("/srv/victim.img")).disks
+
+
+def test_what_is_missing(tmp_path: Path) -> None:
+    assert refused(tmp_path, disk("/srv/root.img")) == (
+        "disk.root: /srv/root.img: No such file or directory\n"
+        "  hint: nothing is made at an absolute path; an image with a relative one is"
+    )
+    # While the host boots, what it is on may not be mounted yet: attach looks again.
+    assert found(tmp_path, disk("/srv/root.img"), early=True).disks == ()
+
+
+def test_what_cannot_be_a_disk(tmp_path: Path) -> None:
+    (tmp_path / "srv").mkdir()
+    os.mkfifo(tmp_path / "srv/fifo")
+    assert refused(tmp_path, disk("/srv/fifo")) == "disk.root: /srv/fifo is neither a file nor a block device"
+    assert refused(tmp_path, disk("/srv")) == "disk.root: /srv is neither a file nor a block device"
+    write(tmp_path, "/dev/file")
+    assert (
+        refused(tmp_path, disk("/dev/file"))
+        == "disk.root: /dev/file is a file, not a device\n  hint: move it out of /dev"
+    )
+    write(tmp_path, "/srv/x.qcow2")
+    assert refused(tmp_path, disk("/srv/x.qcow2", format="qcow2")) == (
+        'disk.root: /srv/x.qcow2 is no qcow2 image\n  hint: format = "raw", if it is a raw one'
+    )
+
+
+def test_a_base_that_the_guests_user_cannot_read(tmp_path: Path) -> None:
+    text = disk("root.img", 'base = "/srv/base.img"')
+    assert refused(tmp_path, text) == "disk.root.base: /srv/base.img: No such file or directory"
+    write(tmp_path, "/srv/base.img")
+    assert refused(tmp_path, text) == (
+        "disk.root.base: /srv/base.img cannot be read by the guest's own user\n  hint: chmod o+r /srv/base.img"
+    )
+    (tmp_path / "srv/base.img").chmod(0o644)
+    (tmp_path / "srv").chmod(0o700)
+    assert refused(tmp_path, text) == (
+        "disk.root.base: /srv/base.img cannot be reached by the guest's own user\n"
+        "  hint: chmod o+x /srv, or move the file"
+    )
+    (tmp_path / "srv").chmod(0o755)
+    assert found(tmp_path, text).disks == ()
+    write(tmp_path, "/home/base.img", mode=0o644)
+    assert refused(tmp_path, disk("root.img", 'base = "/home/base.img"')) == (
+        "disk.root.base: /home/base.img is hidden from the guest's sandbox\n  hint: move it to /var/lib or /boot"
+    )
+    write(tmp_path, "/srv/base.img", bytes(2 << 20), 0o644)
+    assert refused(tmp_path, disk("root.img", 'base = "/srv/base.img"\nsize = "1M"')) == (
+        'disk.root: size = 1M is less than /srv/base.img has, 2M\n  hint: size = "2M" or more'
+    )
+    # Once the image is there, nobody needs the base.
+    write(tmp_path, "/var/lib/kvmsup/web/root.img")
+    assert len(found(tmp_path, disk("root.img", 'base = "/nowhere"')).disks) == 1
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[str]:
+    """A block device of this machine."""
+    file = write(tmp_path, "/loop.img", bytes(1 << 20))
+    done = subprocess.run(["losetup", "--find", "--show", file], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no block device can be made here: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_a_block_device(loop: str, tmp_path: Path) -> None:
+    (one,) = backing.find("", guest(disk(loop)), lambda: False).disks
+    device = os.stat(loop).st_rdev
+    assert one == Held("root", f"block:{os.major(device)}:{os.minor(device)}", write=True)
+    os.symlink(loop, tmp_path / "link")
+    with pytest.raises(HostError, match=r"link leads to a block device\n"):
+        backing.find("", guest(disk(f"{tmp_path}/link")), lambda: False)
+    # Somebody has it to himself, as a mount has.
+    holder = os.open(loop, os.O_RDONLY | os.O_EXCL)
+    try:
+        with pytest.raises(HostError) as caught:
+            backing.find("", guest(disk(loop)), lambda: False)
+        assert len(backing.find("", guest(disk(loop, "read-only = true")), lambda: False).disks) == 1
+    finally:
+        os.close(holder)
+    assert str(caught.value) == (
+        f"disk.root: {loop} is in use by the host itself: mounted, or a part of something\n"
+        f"  hint: lsblk {loop} shows by what"
+    )
+
+
+def test_a_guest_boots_from_a_block_device(loop: str) -> None:
+    from tests.unit.test_disks import start, words
+
+    Path(loop).write_bytes(real_qemu.boot_sector("from a device\n"))
+    asked = guest(disk(loop), head=HEAD)
+    with real_qemu.running(*words(asked, "threads")) as running:
+        os.symlink("/dev", f"{running.root}/dev")
+        start(running, asked)
+        assert running.printed("\n") == "from a device\n"
+
+
+HOLDER = claim("db")._replace(disks=(Held("data", "file:1:2:3", True), Held("cd", "file:1:2:4", False)))
+
+
+@pytest.mark.parametrize(
+    ("mine", "said"),
+    [
+        (Held("root", "file:1:2:3", True), "disk.root: guest db has the same one as its disk.data"),
+        (Held("root", "file:1:2:3", False), "disk.root: guest db has the same one as its disk.data"),
+        (Held("root", "file:1:2:4", True), "disk.root: guest db has the same one as its disk.cd"),
+        (Held("root", "file:1:2:4", False), ""),
+        (Held("root", "file:9:2:3", True), ""),
+    ],
+)
+def test_a_disk_of_another_guest(mine: Held, said: str) -> None:
+    refusals.check_disks("db", [mine], [HOLDER])
+    try:
+        refusals.check_disks("web", [mine], [HOLDER])
+    except Taken as error:
+        assert (error.what, error.holders) == (said, ("db",))
+        assert error.hint == "stop that guest, or make it read-only in both"
+    else:
+        assert not said
+
+
+def test_the_claim_comes_back() -> None:
+    held = HOLDER._replace(aio="io_uring", firmware="/usr/share/OVMF/OVMF_CODE_4M.fd", nvram="/usr/share/v_4M.ms.fd")
+    assert claim_text.parse(claim_text.render(held), "x") == held
+    older = "\n".join(
+        line for line in claim_text.render(held).splitlines() if "_DISKS" not in line and "_AIO" not in line
+    )
+    assert claim_text.parse(older, "x")[-4:-2] == ((), "")
+
+
+def test_a_disk_that_was_replaced(tmp_path: Path) -> None:
+    write(tmp_path, "/srv/root.img", real_qemu.boot_sector("x"))
+    asked = guest(disk("/srv/root.img"))
+    (plug,) = planned.plugs(asked)
+    held = claim("web")._replace(disks=found(tmp_path, disk("/srv/root.img")).disks)
+    write(tmp_path, "/srv/new.img", real_qemu.boot_sector("y"))
+    os.rename(tmp_path / "srv/new.img", tmp_path / "srv/root.img")
+    with real_qemu.running() as running, running.connected() as monitor:
+        with pytest.raises(HostError) as caught:
+            handover.plug(monitor, plug, str(tmp_path), held)
+        assert monitor.execute("query-fdsets") == []
+    assert caught.value.what == "disk.root: it was replaced since setup looked at it"
+    assert isinstance(plug, Plug) and isinstance(plug.source, File)
+    assert identity.of(os.stat(tmp_path / "srv/root.img")) != held.disks[0].identity
+
+
+def descriptor(
+    root: Path, name: str, *, directory: str = firmware.DIRECTORIES[1], changed: Mapping[str, object] | None = None
+) -> None:
+    """A firmware's descriptor, and the files it names."""
+    stem = name.removesuffix(".json")
+    for part in ("CODE", "VARS"):
+        write(root, f"/usr/share/fw/{stem}_{part}.fd")
+    text = {
+        "interface-types": ["uefi"],
+        "mapping": {
+            "device": "flash",
+            "executable": {"filename": f"/usr/share/fw/{stem}_CODE.fd", "format": "raw"},
+            "nvram-template": {"filename": f"/usr/share/fw/{stem}_VARS.fd", "format": "raw"},
+        },
+        "targets": [{"architecture": "x86_64", "machines": ["pc-i440fx-*", "pc-q35-*"]}],
+        "features": ["acpi-s3"],
+        **(changed or {}),
+    }
+    write(root, f"{directory}/{name}", json.dumps(text).encode())
+
+
+def test_firmware_in_the_order_of_the_descriptors(tmp_path: Path) -> None:
+    descriptor(tmp_path, "60-b.json")
+    descriptor(tmp_path, "50-a.json")
+    assert firmware.find(str(tmp_path), "pc-q35-7.2") == ("/usr/share/fw/50-a_CODE.fd", "/usr/share/fw/50-a_VARS.fd")
+    assert firmware.find(str(tmp_path), "q35").code == "/usr/share/fw/50-a_CODE.fd"
+    write(tmp_path, f"{firmware.DIRECTORIES[0]}/50-a.json", b"")
+    assert firmware.find(str(tmp_path), "pc").code == "/usr/share/fw/60-b_CODE.fd"
+    descriptor(tmp_path, "10-mine.json", directory=firmware.DIRECTORIES[0])
+    assert firmware.find(str(tmp_path), "pc").code == "/usr/share/fw/10-mine_CODE.fd"
+
+
+UNFIT = [
+    {"features": ["requires-smm"]},
+    {"features": ["secure-boot"]},
+    {"features": ["enrolled-keys"]},
+    {"interface-types": ["bios"]},
+    {"targets": [{"architecture": "aarch64", "machines": ["pc-q35-*"]}]},
+    {"targets": [{"architecture": "x86_64", "machines": ["microvm"]}]},
+    {"targets": 3},
+    {"mapping": {"device": "memory", "filename": "/x"}},
+    {"mapping": []},
+    {"mapping": {"device": "flash", "mode": "stateless", "executable": {"filename": "/x", "format": "raw"}}},
+    {
+        "mapping": {
+            "device": "flash",
+            "executable": {"filename": "/usr/share/fw/50-a_CODE.fd", "format": "qcow2"},
+            "nvram-template": {"filename": "/usr/share/fw/50-a_VARS.fd", "format": "raw"},
+        }
+    },
+    {
+        "mapping": {
+            "device": "flash",
+            "executable": {"filename": "/usr/share/fw/a b_CODE.fd", "format": "raw"},
+            "nvram-template": {"filename": "/usr/share/fw/50-a_VARS.fd", "format": "raw"},
+        }
+    },
+    {"features": None},
+]
+
+
+@pytest.mark.parametrize("changed", UNFIT)
+def test_firmware_that_does_not_suit(tmp_path: Path, changed: dict[str, object]) -> None:
+    write(tmp_path, "/usr/share/fw/a b_CODE.fd")
+    descriptor(tmp_path, "50-a.json", changed=changed)
+    text = '[machine]\ntype = "pc-q35-7.2"\nfirmware = "uefi"\n[memory]\nsize = "64M"\n'
+    with pytest.raises(HostError) as caught:
+        backing.find(str(tmp_path), guest("", head=text), lambda: False)
+    assert str(caught.value) == (
+        'machine.firmware = "uefi": no UEFI firmware for pc-q35-7.2 in /usr/share/qemu/firmware\n'
+        "  hint: apt install ovmf"
+    )
+    descriptor(tmp_path, "70-good.json")
+    assert firmware.find(str(tmp_path), "pc-q35-7.2").code == "/usr/share/fw/70-good_CODE.fd"
+
+
+def test_firmware_whose_files_are_gone(tmp_path: Path) -> None:
+    descriptor(tmp_path, "50-a.json")
+    (tmp_path / "usr/share/fw/50-a_VARS.fd").unlink()
+    with pytest.raises(HostError):
+        firmware.find(str(tmp_path), "pc-q35-7.2")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"7", b"[" * 100_000, b"\xff"])
+def test_what_is_no_descriptor(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path, f"{firmware.DIRECTORIES[1]}/1.json", content)
+    with pytest.raises(HostError):
+        firmware.find(str(tmp_path), "q35")
+
+
+@pytest.mark.parametrize(
+    ("switch", "kernel", "linked", "expected"),
+    [
+        ("0", (6, 12), b"\0liburing.so.2\0", "io_uring"),
+        ("1", (6, 12), b"\0liburing.so.2\0", "threads"),
+        ("2", (6, 12), b"\0liburing.so.2\0", "threads"),
+        (None, (6, 1), b"\0liburing.so.2\0", "io_uring"),
+        (None, (5, 10), b"\0liburing.so.2\0", "threads"),
+        ("0", (6, 12), b"\0libaio.so.1\0", "threads"),
+        ("0", (6, 12), None, "threads"),
+    ],
+)
+def test_asynchronous_io(
+    tmp_path: Path, switch: str | None, kernel: tuple[int, ...], linked: bytes | None, expected: str
+) -> None:
+    if switch:
+        write(tmp_path, "/proc/sys/kernel/io_uring_disabled", f"{switch}\n".encode())
+    if linked:
+        write(tmp_path, "/usr/bin/qemu", bytes(1 << 20) + linked)
+    assert iouring.choose(str(tmp_path), "/usr/bin/qemu", kernel) == expected
+
+
+def test_this_machines_qemu_is_linked_as_it_says() -> None:
+    """The same as QEMU's own schema has it."""
+    program = real_qemu.installed()
+    with real_qemu.running() as running, running.connected() as monitor:
+        schema = monitor.execute("query-qmp-schema")
+    offered = any("io_uring" in entry.get("values", ()) for entry in schema)
+    assert iouring._is_linked(program) == offered
+
+
+def test_check_tells_it_beforehand(tmp_path: Path) -> None:
+    write(tmp_path, "/var/lib/kvmsup/web/root.img", bytes(4 << 20))
+    text = HEAD.replace("[memory]", 'firmware = "uefi"\n[memory]')
+    asked = guest(
+        disk("root.img", 'size = "8M"') + '[disk.b]\npath = "b"\nformat = "raw"\nbase = "/b"\n'
+        '[disk.c]\npath = "/c"\nformat = "raw"\n',
+        head=text,
+    )
+    found = list(backing.problems(str(tmp_path), asked))
+    assert [(".".join(map(str, one.path)), one.what) for one in found] == [
+        ("disk.root.size", "root.img has 4M, and is left as it is"),
+        ("disk.b.base", "/b: No such file or directory"),
+        ("disk.c.path", "/c: No such file or directory"),
+        ("machine.firmware", "no UEFI firmware for pc-q35-7.2 in /usr/share/qemu/firmware"),
+    ]
+    assert found[0].hint == ("with the guest stopped: qemu-img resize -f raw /var/lib/kvmsup/web/root.img 8M")
