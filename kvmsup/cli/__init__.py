@@ -52,6 +52,10 @@ def parser() -> argparse.ArgumentParser:
     console = verbs.add_parser("console", help="the guest's console; Ctrl-] leaves it")
     console.add_argument("guest", metavar="GUEST")
 
+    freeze = verbs.add_parser("freeze", help="run a command while the guest's file systems are frozen")
+    freeze.add_argument("guest", metavar="GUEST")
+    freeze.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="a command and its arguments")
+
     verbs.add_parser("host", help="whether this host is fit for guests, and what would make it so")
 
     topology = verbs.add_parser("topology", help="a picture of the host: which guest has which CPU")

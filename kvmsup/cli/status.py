@@ -8,7 +8,7 @@ from typing import Any
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
-from kvmsup.effects import configs, hugepages, interfaces, ksm, observe, outdated
+from kvmsup.effects import configs, hugepages, inside, interfaces, ksm, observe, outdated
 from kvmsup.plan.changes import LIVE, Change
 
 
@@ -47,6 +47,8 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
         "resident": [one._asdict() for one in resident],
         "balloon": observe.balloon("", seen),
         "ksm": _ksm(seen),
+        "ready": inside.said("", seen),
+        "agent": inside.answered("", seen),
         "changed": _changed(seen),
         "qemu": outdated.qemu("", seen.pid)._asdict() if seen.pid else None,
         "nets": [_net(one) for one in wired],
@@ -131,6 +133,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         lines.append(f"  balloon    {show.balloon(report['balloon'])}")
     if report["ksm"]:
         lines.append(_ksm_line(report["ksm"]))
+    lines += _inside_lines(report)
     for entry in report["memory"]:
         size = sizes.render(entry["page_size"])
         lines.append(
@@ -183,6 +186,21 @@ def _changed_lines(changed: list[dict[str, Any]]) -> list[str]:
         applies = "systemctl reload" if one["how"] == LIVE else "restart" + (one["why"] and f", {one['why']}")
         head = "configured differently:" if not lines else " " * len("configured differently:")
         lines.append(f"  {head} {Change(**one).told} ({applies})")
+    return lines
+
+
+def _inside_lines(report: dict[str, Any]) -> list[str]:
+    """What the guest says of itself: in its own words, and through its agent."""
+    lines = []
+    if said := report["ready"]:
+        status = f": {said['status']}" if said["status"] else ""
+        lines.append(f"  ready      {'yes' if said['reached'] else 'not yet'}{status}")
+    if found := report["agent"]:
+        who = ", ".join(filter(None, (found["hostname"], found["system"])))
+        state = who or "answers" if found["state"] == "answers" else found["state"]
+        lines.append(f"  agent      {'file systems are frozen' if state == 'frozen' else state}")
+        shown = [one for one in found["interfaces"] if one["addresses"] and one["name"] != "lo"]
+        lines += [f"  address    {one['name']}: {', '.join(one['addresses'])}" for one in shown]
     return lines
 
 

@@ -29,10 +29,18 @@ _kvmsup() {
         return
     fi
     case $verb in
-        '') words='balloon check console cpu-models host list new plan status topology verify --help --version' ;;
+        '') words='balloon check console cpu-models freeze host list new plan status topology verify --help --version' ;;
         check) words="$(_kvmsup_guests) --root --json --help" ;;
         plan) words="$(_kvmsup_guests) --root --json --help" ;;
         balloon | console | status | verify) words="$(_kvmsup_guests) --json --help" ;;
+        freeze)
+            words="--json --help $(_kvmsup_guests)"
+            if ((COMP_CWORD > 3)) || [[ $previous != freeze && $previous != --json ]]; then
+                COMPREPLY=()
+                compopt -o default 2>/dev/null
+                return
+            fi
+            ;;
         cpu-models) words='--usable --machine --accel --json --help' ;;
         new)
             words='--image --cdrom --disk --vcpus --memory --bridge --user-net --dedicated --hugepages --uefi --machine'

@@ -1,0 +1,480 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The client of the guest's agent: against qemu-ga itself, hostile agents, and a channel that nobody listens at."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvmsup.cli import freeze, status
+from kvmsup.effects import agent, claims, inside, observe, qmp, ready
+from kvmsup.entry import stop
+from kvmsup.errors import KvmsupError, QmpError, Refusal
+from kvmsup.model.claim import Claim
+from kvmsup.model.ready import Said
+from tests.unit import fake_qemu, real_qemu
+from tests.unit.hosts import claim
+
+SOCKET = "run/kvmsup/guests/web/agent"
+Answer = Callable[[str, dict[str, Any]], bytes | None]
+
+
+class FakeAgent:
+    """An agent in a thread, which has file systems to freeze. `answer` comes first where it has something to say."""
+
+    def __init__(self, path: Path, answer: Answer | None = None) -> None:
+        self.answer = answer
+        self.heard: list[str] = []
+        self.frozen = False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listening.bind(str(path))
+        self.listening.listen()
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.listening.shutdown(socket.SHUT_RDWR)
+        self.thread.join(10)
+        self.listening.close()
+
+    def _serve(self) -> None:
+        """One client after the other, as QEMU lets them in."""
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.listening.accept()
+                with connection, connection.makefile("rb") as lines, contextlib.suppress(OSError):
+                    for line in lines:
+                        connection.sendall(self._reply(json.loads(line.replace(b"\xff", b""))))
+
+    def _reply(self, request: dict[str, Any]) -> bytes:
+        command, arguments = request["execute"], request.get("arguments", {})
+        self.heard.append(command)
+        said = self.answer(command, arguments) if self.answer else None
+        return self.usual(command, arguments) if said is None else said
+
+    def usual(self, command: str, arguments: dict[str, Any]) -> bytes:
+        if command == "guest-sync-delimited":
+            return b"\xff" + said({"return": arguments["id"]})
+        if command == "guest-shutdown":
+            return b""
+        if command.startswith("guest-fsfreeze"):
+            if command != "guest-fsfreeze-status":
+                self.frozen = command == "guest-fsfreeze-freeze"
+                return said({"return": 2})
+            return said({"return": "frozen" if self.frozen else "thawed"})
+        return said({"error": {"class": "CommandNotFound", "desc": f"no {command}"}})
+
+
+def said(message: object) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+def returning(**values: object) -> Answer:
+    """Answer these commands, written with underscores, with these values."""
+    return lambda command, _: (
+        said({"return": values[command.replace("-", "_")]}) if command.replace("-", "_") in values else None
+    )
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., FakeAgent]]:
+    made: list[FakeAgent] = []
+
+    def started(answer: Answer | None = None) -> FakeAgent:
+        made.append(FakeAgent(tmp_path / SOCKET, answer))
+        return made[-1]
+
+    yield started
+    for one in made:
+        one.close()
+
+
+def connected(root: Path, patience: float = 5.0) -> contextlib.AbstractContextManager[agent.Agent]:
+    return agent.connected(str(root), "web", os.getpid(), patience)
+
+
+# ---- what is asked, and what may come back ----
+
+
+def test_an_answer_to_somebody_before_is_passed_over(tmp_path: Path, start: Callable[..., FakeAgent]) -> None:
+    def stale(command: str, arguments: dict[str, Any]) -> bytes | None:
+        if command != "guest-sync-delimited":
+            return None
+        before = b'{"return": {}}\n{"return": 7\xff' + said({"return": 1}) + b"\xff" + said({"error": {"desc": "x"}})
+        return before + b"\xff" + said({"return": arguments["id"]})
+
+    start(stale)
+    with connected(tmp_path) as talk:
+        assert agent.freeze(talk) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "why"),
+    [
+        (b"", "the agent in the guest has not answered in time"),
+        (b"\xff", "the agent in the guest has not answered in time"),
+        (b"\xff" + said({"return": 1}), "the agent in the guest has not answered in time"),
+        (b"\xff" + said({"return": True}) * 3, "the agent in the guest has not answered in time"),
+        (b"\xffhello\n", "the agent in the guest sent something that is not JSON"),
+        (b"\xff" + b"[" * 100_000 + b"\n", "the agent in the guest sent something that is not JSON"),
+        (b"\xff[]\n", "the agent in the guest sent something that is not a QMP message"),
+        (b"x" * (9 << 20), "the agent in the guest sent a message of over 8 MiB"),
+        (b"\xff" + b"x" * (9 << 20), "the agent in the guest sent a message of over 8 MiB"),
+    ],
+)
+def test_an_agent_that_does_not_come_to_the_point(
+    tmp_path: Path, start: Callable[..., FakeAgent], reply: bytes, why: str
+) -> None:
+    start(lambda *_: reply)
+    began = time.monotonic()
+    with pytest.raises(QmpError) as caught, connected(tmp_path, 0.5):
+        pass
+    assert str(caught.value) == why
+    assert time.monotonic() - began < 5
+
+
+def test_an_agent_that_refuses_with_orders(tmp_path: Path, start: Callable[..., FakeAgent]) -> None:
+    start(lambda command, _: said({"error": {"desc": "no\x1b[2J\n"}}) if command == "guest-fsfreeze-freeze" else None)
+    with connected(tmp_path) as talk, pytest.raises(qmp.Refused) as caught:
+        agent.freeze(talk)
+    assert str(caught.value) == "the agent in the guest refused guest-fsfreeze-freeze: no?[2J?"
+
+
+def test_a_number_that_is_none(tmp_path: Path, start: Callable[..., FakeAgent]) -> None:
+    start(returning(guest_fsfreeze_thaw="all"))
+    with connected(tmp_path) as talk, pytest.raises(QmpError, match=r"with something that is not a number$"):
+        agent.thaw(talk)
+
+
+def test_identity(tmp_path: Path, start: Callable[..., FakeAgent]) -> None:
+    addresses = [{"ip-address": "192.0.2.5", "prefix": 24}, {"ip-address": "fe80::1", "prefix": 64}]
+    interface = {"name": "eth0", "hardware-address": "52:54:00:12:34:56", "ip-addresses": addresses, "x": 1}
+    start(
+        returning(
+            guest_get_host_name={"host-name": "web"},
+            guest_get_osinfo={"name": "Debian", "pretty-name": "Debian GNU/Linux 13 (trixie)"},
+            guest_network_get_interfaces=[interface, {"name": "wg0"}],
+        )
+    )
+    with connected(tmp_path) as talk:
+        found = agent.identity(talk)
+    eth0 = agent.Interface("eth0", "52:54:00:12:34:56", ("192.0.2.5/24", "fe80::1/64"))
+    assert found == agent.Identity("web", "Debian GNU/Linux 13 (trixie)", (eth0, agent.Interface("wg0", "", ())))
+
+
+@pytest.mark.parametrize(
+    ("listed", "shown"),
+    [
+        (None, ()),
+        (3, ()),
+        ([3, None], (agent.Interface("", "", ()),) * 2),
+        ([{"name": "a\x1b[2J\u202e" * 99}], (agent.Interface(("a?[2J?" * 99)[:100], "", ()),)),
+        ([{"name": 3, "hardware-address": [], "ip-addresses": {}}], (agent.Interface("", "", ()),)),
+        (
+            [
+                {
+                    "ip-addresses": [
+                        3,
+                        {},
+                        {"ip-address": "x; reboot", "prefix": 1},
+                        {"ip-address": "10.0.0.1", "prefix": 99},
+                    ]
+                }
+            ],
+            (agent.Interface("", "", ()),),
+        ),
+        (
+            [{"ip-addresses": [{"ip-address": "10.0.0.1", "prefix": 8}] * 40}] * 99,
+            (agent.Interface("", "", ("10.0.0.1/8",) * 32),) * 64,
+        ),
+    ],
+)
+def test_an_identity_that_is_made_up(
+    tmp_path: Path, start: Callable[..., FakeAgent], listed: object, shown: tuple[agent.Interface, ...]
+) -> None:
+    start(returning(guest_get_host_name=["x"], guest_get_osinfo={"name": 3}, guest_network_get_interfaces=listed))
+    with connected(tmp_path) as talk:
+        assert agent.identity(talk) == agent.Identity("", "", shown)
+
+
+def test_a_second_client_waits_its_turn(tmp_path: Path, start: Callable[..., FakeAgent]) -> None:
+    start()
+    late = pytest.raises(QmpError, match="has not answered in time")
+    with connected(tmp_path), late, connected(tmp_path, 0.2):
+        pass
+    with connected(tmp_path) as talk:
+        assert not agent.frozen(talk)
+
+
+# ---- qemu-ga itself, and QEMU itself ----
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[tuple[str, int]]:
+    """qemu-ga where QEMU would be; it may do nothing to this machine. The root and its pid."""
+    program = shutil.which("qemu-ga", path=f"{os.environ['PATH']}:/usr/sbin")
+    if not program:
+        pytest.skip("qemu-ga is not installed")
+    path = tmp_path / SOCKET
+    path.parent.mkdir(parents=True)
+    listed = subprocess.run([program, "-b", "help"], capture_output=True, text=True, check=True).stdout.split()
+    kept = ("guest-sync-delimited", "guest-get-host-name", "guest-get-osinfo", "guest-network-get-interfaces")
+    blocked = ",".join(name for name in listed if name not in (*kept, "guest-fsfreeze-status"))
+    assert "guest-shutdown" in blocked and "guest-fsfreeze-freeze" in blocked
+    command = [program, "-m", "unix-listen", "-p", str(path), "-b", blocked, "-t", str(tmp_path), "-l", "/dev/null"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        while not path.exists():
+            time.sleep(0.01)
+        yield str(tmp_path), process.pid
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def test_the_real_agent(real: tuple[str, int]) -> None:
+    root, pid = real
+    for _ in range(2):  # clients come and go
+        with agent.connected(root, "web", pid, 10) as talk:
+            found = agent.identity(talk)
+            assert not agent.frozen(talk)
+            with pytest.raises(qmp.Refused, match=r"^the agent in the guest refused guest-fsfreeze-freeze: "):
+                agent.freeze(talk)
+        assert found.hostname == socket.gethostname()
+        assert found.system
+        assert "127.0.0.1/8" in next(one for one in found.interfaces if one.name == "lo").addresses
+    told = inside.answered(root, seen(pid))
+    assert told and told["state"] == "answers" and told["hostname"] == socket.gethostname()
+
+
+def test_a_qemu_whose_guest_has_no_agent() -> None:
+    """The channel as a guest has it, and nobody at its other end."""
+    with real_qemu.running("-device", "virtio-serial-pci,id=consoles") as qemu:
+        where = {"type": "unix", "data": {"path": f"{qemu.root}/{SOCKET}"}}
+        with qemu.connected() as monitor:
+            backend = {"type": "socket", "data": {"addr": where, "server": True, "wait": False}}
+            monitor.execute("chardev-add", id="agent", backend=backend)
+            name = {"name": "org.qemu.guest_agent.0", "bus": "consoles.0"}
+            monitor.execute("device_add", driver="virtserialport", chardev="agent", **name)
+            for _ in range(2):
+                began = time.monotonic()
+                told = inside.answered(qemu.root, seen(qemu.process.pid))
+                assert told and told["state"] == "the agent in the guest has not answered in time"
+                assert 0.9 < time.monotonic() - began < 3
+
+
+# ---- status ----
+
+
+def speaking() -> Claim:
+    return claim("web")._replace(agent=True, cid=9, ready="yes")
+
+
+def seen(pid: int = 0, held: Claim | None = None) -> observe.Seen:
+    return observe.Seen(
+        "web", "active", "running", "success", pid or os.getpid(), "", 0.0, "", "", held or speaking(), configured=True
+    )
+
+
+def test_status_of_a_guest_that_says_nothing_of_itself(tmp_path: Path) -> None:
+    for one in (seen(held=claim("web")), seen()._replace(pid=0), seen()._replace(claim=None)):
+        assert inside.said(str(tmp_path), one) is None
+        assert inside.answered(str(tmp_path), one) is None
+
+
+def test_status_lines(tmp_path: Path, start: Callable[..., FakeAgent]) -> None:
+    root = str(tmp_path)
+    addresses = [{"ip-address": "192.0.2.5", "prefix": 24}, {"ip-address": "192.0.2.6", "prefix": 24}]
+    found = [{"name": "lo", "ip-addresses": addresses}, {"name": "eth0", "ip-addresses": addresses}, {"name": "eth1"}]
+    fake = start(returning(guest_network_get_interfaces=found, guest_get_host_name={"host-name": "web"}))
+
+    def lines() -> list[str]:
+        return status._inside_lines({"ready": inside.said(root, seen()), "agent": inside.answered(root, seen())})
+
+    agent_lines = ["  agent      web", "  address    eth0: 192.0.2.5/24, 192.0.2.6/24"]
+    assert lines() == ["  ready      not yet", *agent_lines]
+    os.makedirs(f"{root}/run/kvmsup/ready")
+    ready.write(root, "web", Said(True, "Ready."))
+    fake.frozen = True
+    assert lines() == ["  ready      yes: Ready.", "  agent      file systems are frozen"]
+    assert status._inside_lines({"ready": None, "agent": None}) == []
+
+
+# ---- stop ----
+
+
+def test_stop_asks_the_agent_after_the_power_button() -> None:
+    """A guest that ignores its button, frozen; the agent's word ends it."""
+    with fake_qemu.running("ignore-powerdown") as fake:
+        over = threading.Event()
+
+        def answer(command: str, _: object) -> bytes | None:
+            if command == "guest-shutdown":
+                fake.process.kill()
+                over.set()
+            return None
+
+        asked = FakeAgent(Path(fake.root, SOCKET), answer)
+        asked.frozen = True
+        try:
+            began = time.monotonic()
+            stopped(fake, os.getpid())
+            assert over.is_set() and time.monotonic() - began < 3
+            assert asked.heard == [
+                "guest-sync-delimited", "guest-fsfreeze-status", "guest-fsfreeze-thaw", "guest-shutdown",
+            ]  # fmt: skip
+        finally:
+            asked.close()
+
+
+def stopped(fake: fake_qemu.Running, agent_pid: int) -> None:
+    """stop, to which the agent of this process is that of QEMU."""
+    with pytest.MonkeyPatch.context() as patched:
+        real = agent.connected
+        patched.setattr(agent, "connected", lambda root, guest, _, patience: real(root, guest, agent_pid, patience))
+        stop.run("web", fake.pid, fake.root, 10.0, has_agent=True)
+
+
+def test_stop_is_no_slower_for_an_agent_that_hangs() -> None:
+    with fake_qemu.running("good") as fake:
+        asked = FakeAgent(Path(fake.root, SOCKET), lambda *_: b"")
+        try:
+            began = time.monotonic()
+            stop.run("web", fake.pid, fake.root, 10.0, has_agent=True)
+            assert time.monotonic() - began < 0.9
+            assert fake.process.wait(10) == 0
+        finally:
+            asked.close()
+
+
+# ---- freeze ----
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    os.makedirs(f"{tmp_path}/run/kvmsup/claims")
+    claims.write(str(tmp_path), speaking())
+    return str(tmp_path)
+
+
+def frozen(root: str, *command: str, as_json: bool = False) -> int:
+    return freeze.frozen(root, "web", os.getpid(), command, as_json=as_json)
+
+
+def test_a_command_runs_while_the_guest_is_frozen(
+    root: str, start: Callable[..., FakeAgent], capfd: pytest.CaptureFixture[str]
+) -> None:
+    fake = start()
+    assert frozen(root, "sh", "-c", "echo a snapshot; exit 3", as_json=True) == 3
+    assert not fake.frozen
+    assert [name.removeprefix("guest-fsfreeze-") for name in fake.heard if "fsfreeze" in name] == [
+        "status", "freeze", "status", "thaw",
+    ]  # fmt: skip
+    printed = capfd.readouterr()
+    assert printed.err == "a snapshot\n"
+    told = json.loads(printed.out)
+    assert {**told, "seconds": 0} == {"guest": "web", "file_systems": 2, "seconds": 0, "status": 3, "thawed": True}
+
+
+def test_no_such_command(root: str, start: Callable[..., FakeAgent]) -> None:
+    fake = start()
+    with pytest.raises(KvmsupError, match=r"^no-such-command: No such file or directory$"):
+        frozen(root, "no-such-command")
+    assert not fake.frozen and "guest-fsfreeze-thaw" in fake.heard
+
+
+def test_a_guest_that_cannot_be_frozen(root: str, start: Callable[..., FakeAgent], tmp_path: Path) -> None:
+    start(lambda command, _: said({"error": {"desc": "no"}}) if command == "guest-fsfreeze-freeze" else None)
+    with pytest.raises(KvmsupError) as caught:
+        frozen(root, "touch", f"{tmp_path}/ran")
+    why = "the agent in the guest refused guest-fsfreeze-freeze: no"
+    assert str(caught.value) == f"web could not be frozen: {why}"
+    assert not Path(tmp_path, "ran").exists()
+
+
+def test_a_guest_that_does_not_thaw(
+    root: str, start: Callable[..., FakeAgent], capfd: pytest.CaptureFixture[str]
+) -> None:
+    start(lambda command, _: said({"error": {"desc": "no"}}) if command == "guest-fsfreeze-thaw" else None)
+    assert frozen(root, "true") == 1
+    assert capfd.readouterr().err == (
+        "kvmsup: web may still be frozen: the agent in the guest refused guest-fsfreeze-thaw: no\n"
+        "  hint: kvmsup freeze web true tries again\n"
+    )
+
+
+def test_what_was_left_frozen_is_thawed_first(
+    root: str, start: Callable[..., FakeAgent], capfd: pytest.CaptureFixture[str]
+) -> None:
+    fake = start()
+    fake.frozen = True
+    assert frozen(root, "true") == 0
+    assert [name for name in fake.heard if "fsfreeze" in name][:3] == [
+        "guest-fsfreeze-status", "guest-fsfreeze-thaw", "guest-fsfreeze-freeze",
+    ]  # fmt: skip
+    assert not fake.frozen
+    assert capfd.readouterr().err == "kvmsup: web was left frozen: it is thawed, and frozen again\n"
+
+
+def test_the_guest_is_thawed_when_the_command_is_killed(root: str, start: Callable[..., FakeAgent]) -> None:
+    """kill -9 in the middle; nobody else may freeze meanwhile."""
+    fake = start()
+    code = (
+        "import sys; from kvmsup.cli import freeze;"
+        "freeze.frozen(sys.argv[1], 'web', int(sys.argv[2]), ['sleep', '60'], as_json=False)"
+    )
+    command = [sys.executable, "-c", code, root, str(os.getpid())]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], start_new_session=True)
+    try:
+        wait_for(lambda: fake.frozen)
+        with pytest.raises(
+            Refusal, match=r"^web is frozen by another kvmsup freeze\n  hint: wait until that has ended$"
+        ):
+            frozen(root, "true")
+        assert fake.frozen
+        process.kill()
+        wait_for(lambda: not fake.frozen)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    wait_for(lambda: frozen_again(root))
+
+
+def frozen_again(root: str) -> bool:
+    """Whether the lock is free; the keeper ends a moment after it has thawed."""
+    try:
+        return frozen(root, "true") == 0
+    except Refusal:
+        return False
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_freeze_without_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    from kvmsup import cli
+
+    for arguments in (["freeze", "web"], ["freeze", "web", "--"]):
+        assert cli.main(arguments) == 1
+        assert capsys.readouterr().err == (
+            "kvmsup: there is no command to run meanwhile\n  hint: such as: kvmsup freeze web lvcreate …\n"
+        )
