@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -44,9 +45,10 @@ def of_guest(root: str, claim: Claim, pid: int) -> list[Seen]:
 def _seen(root: str, one: Interface, pid: int) -> Seen:
     state, traffic, wrong = "", None, ""
     if one.kind == nets.MACVTAP:
-        traffic = _in_namespace(root, pid, one.link)
-        # Who may not look is told nothing.
+        there = _in_namespace(root, pid)
+        traffic = there.get(one.link) if there else None
         state = "up" if traffic else ""
+        wrong = f"{one.link} is gone, with {one.over}" if there and not traffic else ""
     elif one.link:
         found = rtnetlink.find(one.link)
         state, wrong = found.state if found else "", _wrong(one, found)
@@ -66,14 +68,15 @@ def _wrong(one: Interface, found: Link | None) -> str:
     return "" if bridge.name == one.over else f"{one.link} is in {bridge.name}"
 
 
-def _in_namespace(root: str, pid: int, link: str) -> Traffic | None:
-    """The counters of `link` in the network namespace of `pid` (proc(5), /proc/net/dev); None where it is not told."""
-    try:
-        lines = files.read(f"{root}/proc/{pid}/net/dev").splitlines()
-        told = next(line.split(":")[1].split() for line in lines if line.split(":")[0].strip() == link)
-        return Traffic(*(int(told[column]) for column in (0, 1, 8, 9)))
-    except (OSError, StopIteration, IndexError, ValueError):
-        return None
+def _in_namespace(root: str, pid: int) -> dict[str, Traffic]:
+    """The counters of links in the network namespace of `pid` (proc(5), /proc/net/dev); none if not told."""
+    found = {}
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        for line in files.read(f"{root}/proc/{pid}/net/dev").splitlines()[2:]:
+            name, _, counted = line.partition(":")
+            told = counted.split()
+            found[name.strip()] = Traffic(*(int(told[column]) for column in (0, 1, 8, 9)))
+    return found
 
 
 def problems(guest: Guest) -> Iterator[Problem]:

@@ -204,7 +204,11 @@ def test_a_macvtap_is_seen_in_its_namespace(net: Networks) -> None:
     assert (found.state, found.wrong) == ("up", "")
     assert found.traffic
     (gone,) = seen(net, LAN._replace(kind="macvtap", over="eth0", link="other"))
-    assert (gone.state, gone.traffic, gone.wrong) == ("", None, "")
+    assert (gone.state, gone.traffic, gone.wrong) == ("", None, "other is gone, with eth0")
+    with netns.of_process(net.root, 1) as host, netns.inside(host):
+        held = hosts.claim("web")._replace(nets=(LAN._replace(kind="macvtap"),))
+        (untold,) = interfaces.of_guest(net.root, held, 4194304)
+    assert (untold.state, untold.traffic, untold.wrong) == ("", None, "")
 
 
 def test_check_tells_what_the_host_lacks(net: Networks) -> None:
