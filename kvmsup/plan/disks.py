@@ -107,7 +107,7 @@ def plugs(guest: Guest) -> Iterator[Plug]:
             driver = "host_device" if disks.is_device(disk.path) else "file"
             file = {"driver": driver, "filename": f"/dev/fdset/{number}"}
             add = Command("blockdev-add", node(disk, file, disk.aio or CHOSEN_AIO))
-            source = File(disk.path, not disk.read_only, number, disk.format)
+            source = File(disk.path, not disk.read_only, number, disk.format, disk.cache == disks.NONE)
             yield Plug(id_of(disk), source, (add, *_connect(guest, disk)))
 
 

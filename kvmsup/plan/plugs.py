@@ -19,12 +19,16 @@ CHOSEN_AIO = "chosen"
 
 
 class File(NamedTuple):
-    """A file or block device that QEMU then finds as /dev/fdset/`fdset`; `format` says what its bytes are."""
+    """A file or block device that QEMU then finds as /dev/fdset/`fdset`; `format` says what its bytes are.
+
+    `direct` is for I/O past the host's page cache (O_DIRECT of open(2)).
+    """
 
     path: str
     write: bool
     fdset: int
     format: str  # raw | qcow2
+    direct: bool = False
 
 
 class BridgeTap(NamedTuple):

@@ -42,7 +42,7 @@ def disk(path: str, name: str = "root", *, write: bool = True, boot: int = 1, nu
     }
     device = {"driver": "virtio-blk-pci", "id": f"disk.{name}", "drive": f"disk.{name}", "bus": f"p{number}"}
     commands = (Command("blockdev-add", node), Command("device_add", device | {"bootindex": boot}))
-    return Plug(f"disk.{name}", File(path, write, number, "raw"), commands)
+    return Plug(f"disk.{name}", File(path, write, number, "raw", direct=True), commands)
 
 
 def image(directory: Path, name: str = "root", text: str = "booted\n") -> str:
@@ -226,7 +226,7 @@ def test_systemd_itself_reads_the_same() -> None:
     unit = f"[Service]\nEnvironment={unitfile.assignment(plugs.VARIABLE, text)}\nExecStart=/bin/true\n"
     dump = real_systemd.load({"probe.service": f"[Unit]\nDefaultDependencies=no\n{unit}"}, "probe.service")
     (found,) = [line for line in dump.splitlines() if f"Environment: {plugs.VARIABLE}=" in line]
-    assert plugs.parse(found.partition("=")[2])[0].source == File(odd, True, 0, "raw")
+    assert plugs.parse(found.partition("=")[2])[0].source == File(odd, True, 0, "raw", True)
 
 
 @pytest.mark.parametrize(
@@ -281,3 +281,25 @@ def test_without_pcie_each_has_a_slot() -> None:
         *("10.0", "11.0", "12.0", "13.0"),
     ]
     assert not has_pcie("pc-i440fx-7.2") and has_pcie("pc-q35-10.0")
+
+
+def test_direct_is_what_qemu_asks_for(tmp_path: Path) -> None:
+    import fcntl
+
+    path = image(tmp_path)
+    for direct in (True, False):
+        descriptor = handover.open_file(File(path, True, 0, "raw", direct), "")
+        try:
+            flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        finally:
+            os.close(descriptor)
+        assert (bool(flags & os.O_DIRECT), flags & os.O_ACCMODE) == (direct, os.O_RDWR)
+
+
+def test_a_file_system_without_direct_io() -> None:
+    """The kernel's own have none."""
+    with pytest.raises(HostError) as caught:
+        handover.open_file(File("/proc/version", False, 0, "raw", True), "")
+    assert str(caught.value) == (
+        '/proc/version: its file system cannot go past the host\'s cache\n  hint: cache = "writeback"'
+    )
