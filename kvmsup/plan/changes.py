@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from kvmsup import cpulist, sizes
-from kvmsup.model.guest import Guest, Scheduler
+from kvmsup.model import nets
+from kvmsup.model.guest import Credential, Guest, Net, Scheduler
 
 # "systemctl reload" applies it, or only a restart does.
 LIVE, RESTART = "live", "restart"
@@ -119,7 +120,12 @@ def _keys(table: str, field: str, value: Any) -> Iterator[tuple[str, Value]]:
 
 
 def _inside(key: str, value: Any) -> Iterator[tuple[str, Value]]:
-    if isinstance(value, Scheduler):
+    if isinstance(value, Net):
+        yield from ((f"{key}.{kind}", (value.over or True) if kind == value.kind else None) for kind in nets.KINDS)
+        yield from ((f"{key}.{field}", getattr(value, field) or None) for field in ("mac", "queues", "boot"))
+    elif isinstance(value, Credential):
+        yield key, value.path
+    elif isinstance(value, Scheduler):
         yield key, f"{value.policy}:{value.priority}"
     elif _is_record(value):
         for field, one in zip(value._fields, value, strict=True):
@@ -142,10 +148,10 @@ def differences(running: Mapping[str, Value], configured: Mapping[str, Value]) -
         if key in running:
             if value != running[key] and not (_has_tables(key, configured) or _has_tables(key, running)):
                 found[key] = (running[key], value)
-        elif whole := _not_in(running, key):
+        elif whole := _not_in(running, configured, key):
             found[whole] = (None, _part(configured, whole))
     for key in running:
-        if key not in configured and (whole := _not_in(configured, key)):
+        if key not in configured and (whole := _not_in(configured, running, key)):
             found[whole] = (_part(running, whole), None)
     return [Change(key, was, now, how(key)) for key, (was, now) in found.items()]
 
@@ -154,16 +160,18 @@ def _has_tables(key: str, keys: Mapping[str, Value]) -> bool:
     return any(other.startswith(f"{key}.") for other in keys)
 
 
-def _not_in(keys: Mapping[str, Value], key: str) -> str:
-    """The table of `key` that is not in `keys`; "" where they merely do not know the key."""
+def _not_in(keys: Mapping[str, Value], own: Mapping[str, Value], key: str) -> str:
+    """The table of `key`, one of `own`, that is not in `keys`; "" where they merely do not know the key."""
     parts = key.split(".")
     for length in range(len(parts) - 1, 0, -1):
         above = ".".join(parts[:length])
         if above in keys:
-            names = keys[above]
-            if names is None:
+            if keys[above] is None:
                 return above
-            return f"{above}.{parts[length]}" if isinstance(names, list) and parts[length] not in names else ""
+            # A name may have dots of its own.
+            names = own.get(above) if isinstance(keys[above], list) else None
+            here = (name for name in names or () if _is_of(key, (f"{above}.{name}",)))
+            return next((f"{above}.{name}" for name in here if name not in keys[above]), "")
     return ""
 
 

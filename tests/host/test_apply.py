@@ -61,7 +61,8 @@ def prepared(host: Host) -> None:
     guests.keep_supervisor(host)
     host.put(b"", "/run/fault.env")
     host.run("mkdir -p /run/systemd/system/kvm@elastic.service.d")
-    lines = b"[Service]\nEnvironmentFile=-/run/fault.env\n"
+    # It has no system that would hear its power button.
+    lines = b"[Service]\nEnvironmentFile=-/run/fault.env\nTimeoutStopSec=8\n"
     host.put(lines, "/run/systemd/system/kvm@elastic.service.d/fault.conf")
     guests.configure(host, {"elastic": ELASTIC, "pinned": PINNED})
 
@@ -244,7 +245,7 @@ def test_a_vcpu_for_linux(host: Host) -> None:
 
 def test_another_qemu(host: Host) -> None:
     """As an upgrade replaces it under a running guest; installed again, the same one is the same."""
-    guests.configure(host, {"elastic": ELASTIC})
+    guests.configure(host, {"elastic": guests.SHARED})
     guests.start(host, "elastic")
     binary = "/usr/bin/qemu-system-x86_64"
     assert "QEMU" not in host.run("kvmsup list").stdout

@@ -197,6 +197,11 @@ def test_nothing_differs_from_itself() -> None:
         ),
         ([("[memory]", "[iothread.io0]\n[memory]")], ["iothread.io0 (none) → (as usual) (restart)"]),
         (
+            [("[memory]", '[net.lan]\nbridge = "br0"\nmac = "52:54:00:00:00:01"\n[memory]')],
+            ["net.lan (none) → (bridge = br0, mac = 52:54:00:00:00:01, queues = 1) (restart)"],
+        ),
+        ([("[memory]", '[credentials]\n"ssh.key" = "/x"\n[memory]')], ["credentials.ssh.key (none) → /x (restart)"]),
+        (
             [("[memory]", "[numa.0]\nvcpus = '0-3'\n[memory]")],
             ["numa.0 (none) → (vcpus = 0-3, memory = 1G, distances = (none)) (restart)"],
         ),
