@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
 
     console = verbs.add_parser("console", help="the guest's console; Ctrl-] leaves it")
     console.add_argument("guest", metavar="GUEST")
+    console.add_argument("--detach-key", default="^]", type=_key, metavar="KEY", help="such as ^], or none; ^]")
 
     freeze = verbs.add_parser("freeze", help="run a command while the guest's file systems are frozen")
     freeze.add_argument("guest", metavar="GUEST")
@@ -88,6 +89,15 @@ def _new(new: argparse.ArgumentParser) -> None:
     new.add_argument("--ssh-key", action="append", default=[], metavar="FILE", help="a public key, for cloud-init")
     new.add_argument("--user-data", default="", metavar="FILE", help="everything that cloud-init is told")
     new.add_argument("--print", action="store_true", help="only show the file")
+
+
+def _key(text: str) -> bytes:
+    """The byte of a control key in caret notation; none for "none"."""
+    if text == "none":
+        return b""
+    if len(text) == 2 and text[0] == "^" and "@" <= text[1].upper() <= "_":
+        return bytes((ord(text[1].upper()) & 0x1F,))
+    raise argparse.ArgumentTypeError(f'"{text}" is not ^ and one of A to Z @ [ \\ ] ^ _, and not none')
 
 
 def _size(text: str) -> int:

@@ -32,7 +32,8 @@ _kvmsup() {
         '') words='balloon check console cpu-models freeze host list new plan status topology verify --help --version' ;;
         check) words="$(_kvmsup_guests) --root --json --help" ;;
         plan) words="$(_kvmsup_guests) --root --json --help" ;;
-        balloon | console | status | verify) words="$(_kvmsup_guests) --json --help" ;;
+        console) words="$(_kvmsup_guests) --detach-key --json --help" ;;
+        balloon | status | verify) words="$(_kvmsup_guests) --json --help" ;;
         freeze)
             words="--json --help $(_kvmsup_guests)"
             if ((COMP_CWORD > 3)) || [[ $previous != freeze && $previous != --json ]]; then
