@@ -23,7 +23,7 @@ def run(asked: argparse.Namespace) -> int:
     else:
         for line in _lines(report):
             print(line)
-    return 1 if seen.active == "failed" or report["drift"] else 0
+    return 1 if seen.active == "failed" or report["drift"] or report["state"] in _BROKEN else 0
 
 
 def describe(seen: observe.Seen) -> dict[str, Any]:
@@ -41,6 +41,8 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
         "result": seen.result,
         "since": seen.since or None,
         "pid": seen.pid or None,
+        "state": observe.state("", seen),
+        "vnc": observe.vnc("", seen),
         "placement": show.placement(claim) if claim else None,
         "cpu": cpu._asdict() if cpu else None,
         "memory": _memory(seen),
@@ -111,12 +113,36 @@ def _ksm_line(found: dict[str, Any]) -> str:
     return f"  ksm        {found['merged'] >> 20}M merged{profit}; merging is {'on' if found['running'] else 'off'}"
 
 
+# States of QEMU in which systemd sees a service that runs, and no guest does.
+_BROKEN = {
+    "internal-error": "KVM could not run it any further, the journal has QEMU's words; systemctl restart kvm@{name}",
+    "guest-panicked": "its kernel has panicked; systemctl restart kvm@{name}",
+    "io-error": "an error of a disk has stopped it, such as no space left",
+}
+_HELD = {"paused": "it is paused", "suspended": "it is asleep", "prelaunch": "it has not begun to run"}
+
+
+def _state_lines(report: dict[str, Any]) -> list[str]:
+    """Nothing of a guest that simply runs, or is down."""
+    state = report["state"]
+    if state in _BROKEN:
+        return [f"  guest      {show.paint('failed', state)}: {_BROKEN[state].format(name=report['name'])}"]
+    return [f"  guest      {_HELD[state]}"] if state in _HELD else []
+
+
+def _vnc_lines(report: dict[str, Any]) -> list[str]:
+    path = report["vnc"]
+    return [f"  vnc        ssh -L 5900:{path} root@HOST, and then a viewer at localhost:5900"] if path else []
+
+
 def _lines(report: dict[str, Any]) -> list[str]:
     pid = f", QEMU {report['pid']}" if report["pid"] else ""
     since = f" since {report['since']}" if report["since"] else ""
     lines = [
         f"{report['name']}: {report['description']}",
         f"  state      {show.paint(report['active'])} ({report['sub']}){since}{pid}",
+        *_state_lines(report),
+        *_vnc_lines(report),
     ]
     placement = report["placement"]
     if placement:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any, NamedTuple
 
@@ -148,6 +149,29 @@ def cpu(root: str, seen: Seen) -> Running | None:
         return None
     except QmpError as error:
         raise KvmsupError(f"QEMU of {seen.name} cannot be asked for its CPU model: {error}") from None
+
+
+def state(root: str, seen: Seen) -> str | None:
+    """What QEMU does with the guest: "running", "paused", "internal-error" (qapi/run-state.json, RunState).
+
+    None where it is down. Raises KvmsupError.
+    """
+    if not seen.pid:
+        return None
+    try:
+        path = root + socket(seen.name, "admin.qmp")
+        with qmp.Monitor(path, seen.pid, time.monotonic() + _PATIENCE_SECONDS) as monitor:
+            monitor.negotiate()
+            found = monitor.execute("query-status")
+    except QmpError as error:
+        raise KvmsupError(f"QEMU of {seen.name} cannot be asked for its state: {error}") from None
+    return files.printable(str(found.get("status"))[:40]) if isinstance(found, dict) else None
+
+
+def vnc(root: str, seen: Seen) -> str | None:
+    """The path of the socket on which a running guest's screen can be seen; None where it has none."""
+    path = socket(seen.name, "vnc")
+    return path if seen.pid and os.path.exists(root + path) else None
 
 
 def balloon(root: str, seen: Seen) -> dict[str, Any] | None:
