@@ -14,7 +14,7 @@ from kvmsup.effects import claims, journal, notify, ready, systemctl
 from kvmsup.errors import HostError, KvmsupError, Refusal
 from kvmsup.model.ready import Said, news, reached
 
-_GLANCE_SECONDS = 0.1
+_GLANCE_SECONDS = 0.2
 # TimeoutStartSec= as kvm-ready@.service has it, for when systemd cannot be asked.
 _USUAL_TIMEOUT_SECONDS = 180.0
 # What is kept of it to say why, before systemd ends this program.

@@ -21,8 +21,9 @@ from kvmsup.effects import claims, notify, ready, systemctl, vsock
 from kvmsup.entry import listen
 from kvmsup.entry import ready as waiting
 from kvmsup.entry.listen import Listener
-from kvmsup.errors import HostError, KvmsupError, Refusal
+from kvmsup.errors import ConfigError, HostError, KvmsupError, Refusal
 from kvmsup.model import claim as claim_text
+from kvmsup.model import config
 from kvmsup.model import vsock as address
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Inside
@@ -103,6 +104,52 @@ def test_what_is_waited_for() -> None:
     assert reached(said, "yes") and reached(said, "multi-user.target")
     assert not reached(said, "graphical.target")
     assert not reached(said._replace(ready=False), "yes")
+
+
+# ---- the file ----
+
+
+def found(text: str) -> Inside | str:
+    head = '[machine]\ntype = "pc-q35-7.2"\n[memory]\nsize = "1G"\n[guest]\n'
+    try:
+        return config.read_guest("web", "web.toml", (head + text).encode()).guest.inside
+    except ConfigError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "inside"),
+    [
+        ("", Inside("", agent=False)),
+        ("ready = false\nagent = true", Inside("", agent=True)),
+        ("ready = true", Inside("yes", agent=False)),
+        ('ready = "unit:multi-user.target"', Inside("multi-user.target", agent=False)),
+    ],
+)
+def test_what_a_file_asks_for(text: str, inside: Inside) -> None:
+    assert found(text) == inside
+
+
+@pytest.mark.parametrize(
+    ("value", "what", "hint"),
+    [
+        ("3", "3 is a whole number; expected true or false", "ready = false"),
+        ('"yes"', '"yes" is nothing to wait for', 'true, or "unit:NAME.target"'),
+        ('"multi-user.target"', '"multi-user.target" is nothing to wait for', '"unit:multi-user.target"'),
+        (
+            '"unit:sshd.service"',
+            '"unit:sshd.service" is nothing to wait for',
+            'a guest tells of its targets only, such as "unit:multi-user.target"',
+        ),
+        ('"unit:A.target"', '"unit:A.target" is nothing to wait for', "a guest tells of its targets only, such as"),
+        ('"a\\u001b"', "is nothing to wait for", 'true, or "unit:NAME.target"'),
+    ],
+)
+def test_what_no_guest_says(value: str, what: str, hint: str) -> None:
+    told = str(found(f"ready = {value}"))
+    assert told.startswith(f"web.toml:6:9: guest.ready: {what}\n")
+    assert f"\n  hint: {hint}" in told
+    assert all(char.isprintable() or char == "\n" for char in told)
 
 
 # ---- addresses ----
