@@ -16,7 +16,8 @@ from tests.golden import CASES, tree
 from tests.unit import real_systemd, systemd_syntax
 
 ROOT = Path(__file__).parents[2]
-PACKAGED = [path for kind in ("service", "path", "slice", "socket") for path in sorted((ROOT / "units").glob(f"*.{kind}"))]
+KINDS = ("service", "path", "slice", "socket")
+PACKAGED = [path for kind in KINDS for path in sorted((ROOT / "units").glob(f"*.{kind}"))]
 
 
 def guests(case: Path) -> list[str]:
