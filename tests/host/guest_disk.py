@@ -5,6 +5,10 @@ A label of MBR kind serves both firmwares: syslinux in the FAT partition for one
 other, with one kernel and one initramfs. Nothing is mounted to make it. It is small, and starts little: in the lab it
 boots under a KVM that is itself emulated.
 
+There it boots under BIOS only: OVMF's interrupt handler writes CR8 (UefiCpuPkg, CpuExceptionHandlerLib), which ends
+an emulating QEMU where KVM waits for its guest to take an interrupt ("tcg_handle_interrupt: assertion failed:
+(bql_locked())"; target/i386/tcg/system/misc_helper.c, helper_write_crN, in 10.0).
+
     python3 -m tests.host.guest_disk     builds it, and prints its path
 """
 
@@ -23,7 +27,7 @@ from pathlib import Path
 
 from tests.lab import build, cache, initramfs
 from tests.lab.errors import CommandTimeout, LabError, LabUnavailable, Result
-from tests.lab.host import Host
+from tests.lab.host import Host, Lab
 from tests.lab.progress import Progress, Silent
 from tests.lab.recipe import Recipe
 
@@ -36,7 +40,7 @@ _PACKAGES = """
     systemd systemd-sysv udev dbus kmod procps util-linux iproute2 iputils-ping busybox-static
     linux-image-cloud-amd64 systemd-boot-efi qemu-guest-agent openssh-server
 """
-_CLOUD_INIT = "cloud-init python3-minimal"
+_CLOUD_INIT = "cloud-init python3-minimal e2fsprogs"
 
 # Built with Debian's linux-image-cloud-amd64; a disk may be on virtio-blk or virtio-scsi.
 _MODULES = ("virtio_blk", "virtio_scsi", "sd_mod")
@@ -191,6 +195,16 @@ def inside(host: Host, guest: str, command: str, timeout: float = 60.0) -> str:
     if "\nEND" not in text:
         raise CommandTimeout(f"in {guest}: {command}", Result(-1, text, ""), timeout)
     return text.partition("BEGIN\n")[2].partition("\nEND")[0].strip("\n")
+
+
+def snapshot(lab: Lab, below: str) -> str:
+    """The key of a state of `lab` that is `below` with the disk on it; made now if it is not there."""
+    found = f"{below}-guest-{key()}"
+    if not lab.has(found):
+        with lab.fresh(below) as host:
+            put(host)
+            lab.snapshot(host, found)
+    return found
 
 
 def _build(place: Path, cloud_init: bool, progress: Progress) -> None:
