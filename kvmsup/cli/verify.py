@@ -35,7 +35,10 @@ def run(asked: argparse.Namespace) -> int:
     elif found:
         for line in show.table(_HEADS, found):
             print(line)
-        print("hint: systemctl reload kvmsup puts threads back")
+        if any(one.what.startswith("net.") for one in found):
+            print("hint: ip link set LINK master BRIDGE puts one back, or a restart of the guest")
+        else:
+            print("hint: systemctl reload kvmsup puts threads back")
     else:
         print(f"{len(seen)} running guest{' is' if len(seen) == 1 else 's are'} as claimed")
     return 1 if found else 0

@@ -137,6 +137,8 @@ def leftovers(host: Host) -> list[str]:
     script = """
         ls -d /run/kvmsup/claims/* /run/kvmsup/guests/* /run/kvmsup/ksm.found 2>/dev/null
         pgrep -a qemu-system
+        grep -H '^kvm@' /sys/class/net/*/ifalias
+        ls -d /dev/tap[0-9]* 2>/dev/null
         systemctl list-units --no-legend --plain --state=active,activating,deactivating 'kvm@*' 'kvm-setup@*'
         find /sys/fs/cgroup/kvm.slice -name 'kvm@*' 2>/dev/null
         find /run/systemd/system.control -type f 2>/dev/null
