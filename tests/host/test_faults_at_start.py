@@ -7,7 +7,7 @@ import pytest
 
 from kvmsup.steps import STEPS
 from tests.host import guests
-from tests.host.faults import RELEASING, STARTING, STOPPING, inject, prepare, the_next_start_works
+from tests.host.faults import ELSEWHERE, RELEASING, STARTING, STOPPING, inject, prepare, the_next_start_works
 from tests.lab.host import Host
 
 
@@ -17,7 +17,7 @@ def tiny(host: Host) -> Host:
 
 
 def test_every_step_belongs_to_a_part_that_is_tested() -> None:
-    assert sorted(STARTING + STOPPING + RELEASING) == sorted(STEPS)
+    assert sorted(STARTING + STOPPING + RELEASING + ELSEWHERE) == sorted(STEPS)
 
 
 @pytest.mark.parametrize("how", ["error", "kill"])
