@@ -219,7 +219,8 @@ OPTIONAL = {
     f"KVMSUP_{name}"
     for name in (
         "HOST_NODES", "LOADED", "IDLE_CPUS", "IOTHREAD_CPUS", "CORE_SCHEDULING", "CELLS", "CELL_0", "CELL_1", "CELL_2",
-        "FILL_0", "FILL_1", "FILL_2", "SIZE", "BALLOON", "BALLOON_AUTO",
+        "FILL_0", "FILL_1", "FILL_2", "SIZE", "BALLOON", "BALLOON_AUTO", "CID", "READY", "AGENT", "PAUSED", "NETS", "DISKS",
+        "AIO", "FIRMWARE", "NVRAM_TEMPLATE",
     )
 }  # fmt: skip
 LINES = claim_text.render(FULL).splitlines()

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A Linux guest's own ends, stops of one that does not hear, floods on its consoles, and stops during a start."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.host import guests
+from tests.lab.host import Host
+
+QMP = """
+import sys; sys.path.insert(0, "/usr/lib/kvmsup")
+from kvmsup.effects import qmp
+with qmp.Monitor(f"/run/kvmsup/guests/demo/admin.qmp", int(sys.argv[1])) as monitor:
+    monitor.negotiate()
+    print(monitor.execute(sys.argv[2]))
+"""
+READY = "demo: ready"
+
+
+@pytest.mark.parametrize("step", ["attach.verify", "attach.look-again"])
+def test_a_stop_during_the_start(host: Host, step: str) -> None:
+    """attach hangs: the stop wakes it up, and it ends QEMU. Firmware does not hear the button: patience is short."""
+    host.run("mkdir -p /run/systemd/system/kvm@tiny.service.d")
+    lines = f"[Service]\nEnvironment=KVMSUP_FAULT={step}:stop\nTimeoutStopSec=16\n"
+    host.put(lines.encode(), "/run/systemd/system/kvm@tiny.service.d/fault.conf")
+    guests.configure(host, {"tiny": guests.TINY})
+    host.run("systemctl start --no-block kvm@tiny")
+    host.wait_for("grep -l '^State:.T' /proc/[0-9]*/status | grep -q .", timeout=60)
+    host.run("systemctl stop kvm@tiny", timeout=60)
+    assert guests.show(host, "kvm@tiny", "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+    guests.released(host, "tiny")
+    assert guests.leftovers(host) == []
+
+
+@pytest.fixture(scope="module")
+def demo(host: Host) -> Host:
+    """A host on which the demo guest has come up."""
+    guests.install_demo(host)
+    guests.keep_supervisor(host)
+    host.put(QMP.encode(), "/root/qmp.py")
+    guests.start(host, "demo")
+    booted(host)
+    return host
+
+
+def booted(host: Host, times: int = 1) -> None:
+    """Wait until the guest has come up that many times since its service was started."""
+    invocation = "_SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID kvm@demo)"
+    host.wait_for(f"[ $(journalctl -b {invocation} | grep -c '{READY}') = {times} ]", timeout=300)
+
+
+def shell(host: Host, command: str, seconds: int = 3) -> str:
+    """What the shell on the guest's hvc0 answers within `seconds`."""
+    typed = f"{{ sleep 1; echo '{command}'; sleep {seconds}; printf '\\035'; }} | timeout 60 kvmsup console demo"
+    return host.run(typed, check=False, timeout=90).stdout
+
+
+def test_a_guest_chooses_no_priorities(demo: Host) -> None:
+    """Those of emergencies are written to every terminal of a host."""
+    shell(demo, 'echo "<0>the sky is falling" >/dev/ttyS0')
+    demo.wait_for("journalctl -b -u kvm@demo -o cat | grep -q 'the sky is falling'")
+    lines = demo.run("journalctl -b -u kvm@demo -o json --grep 'the sky'").stdout.splitlines()
+    found = {(one["PRIORITY"], one["MESSAGE"]) for one in map(json.loads, lines)}
+    assert found == {("6", "<0>the sky is falling")}
+
+
+def test_the_second_at_the_console_is_told_who_has_it(demo: Host) -> None:
+    demo.run("{ sleep 15 | kvmsup console demo >/dev/null 2>&1; } >/dev/null 2>&1 & sleep 3")
+    told = demo.run("kvmsup console demo </dev/null", check=False)
+    assert told.rc == 1
+    assert told.stderr.startswith("kvmsup: the console of demo is in use by process "), told.stderr
+    assert "kvmsup console demo" in told.stderr
+    demo.run("sleep 15")
+
+
+def test_a_flood_is_dropped_and_counted(demo: Host) -> None:
+    """On both consoles, with nobody at one of them: the guest goes on, the host's journal keeps what others say."""
+    shell(
+        demo,
+        "yes flood >/dev/ttyS0 & yes flood >/dev/hvc0 & sleep 10; kill %1 %2; echo after the flood >/dev/ttyS0",
+        0,
+    )
+    demo.run("sleep 5; logger said during the flood; journalctl --sync", timeout=60)
+    demo.wait_for("journalctl -b -t root -o cat | grep -q 'said during the flood'", timeout=30)
+    demo.run("sleep 12")
+    kept = int(demo.run("journalctl -b -u kvm@demo -o cat | grep -c '^flood$'").stdout)
+    print(f"{kept} lines kept")
+    assert 100 < kept < 20_000
+    assert "Suppressed" in demo.run("journalctl -b -u systemd-journald -o cat").stdout
+    assert "1+1=2" in shell(demo, "echo 1+1=$((1+1))")
+
+
+def test_a_reboot_is_the_same_service(demo: Host) -> None:
+    process = guests.pid(demo, "demo")
+    shell(demo, "reboot -f", 1)
+    booted(demo, 2)
+    assert guests.pid(demo, "demo") == process
+    assert guests.kvmsup(demo, "status demo")["drift"] is False
+
+
+def test_a_paused_guest_goes_on_to_shut_down(demo: Host) -> None:
+    demo.run(f"python3 /root/qmp.py {guests.pid(demo, 'demo')} stop")
+    guests.stop(demo, "demo")
+    said = guests.said(demo, "demo")
+    assert "the guest was paused: it goes on, to shut down" in said
+    assert "the power button was pressed, powering off" in said
+    assert "the guest has shut down" in said.splitlines()
+    assert guests.show(demo, "kvm@demo", "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
+
+
+def test_a_panic_is_a_failure_with_its_reason(demo: Host) -> None:
+    if guests.state(demo, "kvm@demo") != "active":
+        guests.start(demo, "demo")
+        booted(demo)
+    shell(demo, "echo c >/proc/sysrq-trigger", 5)
+    demo.wait_for("[ $(systemctl show -P ActiveState kvm@demo) = failed ]", timeout=60)
+    assert guests.show(demo, "kvm@demo", "Result", "ExecMainStatus") == {"Result": "exit-code", "ExecMainStatus": "1"}
+    assert "the guest's kernel has panicked" in demo.run("systemctl status kvm@demo", check=False).stdout
+    guests.released(demo, "demo")
+    assert guests.leftovers(demo) == []
+    demo.run("systemctl reset-failed kvm@demo")
