@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""kvm@NAME, ExecStartPre= of a guest with images of its own: makes those that are not there.
+"""kvm@NAME, ExecStartPre= of a guest with images of its own, or a seed: makes those images that are not there, and it.
 
 It runs as the guest's user in the guest's sandbox. An image is made under another name and gets its own only when it
 is whole and on the disk, so that one that is there is never touched, whatever ended this program before.
@@ -11,9 +11,9 @@ import os
 from collections.abc import Mapping
 
 from kvmsup import sizes
-from kvmsup.effects import cloning, headers, journal
+from kvmsup.effects import cloning, headers, journal, seed
 from kvmsup.errors import HostError, KvmsupError
-from kvmsup.plan import images
+from kvmsup.plan import firstboot, images, paths
 from kvmsup.plan.images import Image
 from kvmsup.steps import step
 
@@ -29,7 +29,16 @@ def main(_name: str) -> int:
 
 
 def run(environment: Mapping[str, str]) -> None:
-    """Make the images that `environment` tells of. Raises KvmsupError, with no unfinished image left."""
+    """Make the images and the seed that `environment` tells of. Raises KvmsupError, with no unfinished image left."""
+    if images.VARIABLE in environment or firstboot.SEED not in environment:
+        _make_images(environment)
+    if firstboot.SEED in environment:
+        name = environment[firstboot.SEED]
+        step("create.seed")
+        seed.make(name, environment.get("CREDENTIALS_DIRECTORY", ""), paths.seed(name))
+
+
+def _make_images(environment: Mapping[str, str]) -> None:
     directory = environment.get("STATE_DIRECTORY")
     if not directory:
         raise HostError("create is run by kvm@.service, with StateDirectory=")

@@ -175,6 +175,5 @@ def directives(guest: Guest) -> list[str]:
             # create tells how far it is, and that it is still at work.
             "NotifyAccess=exec",
             f"Environment={unitfile.assignment(images.VARIABLE, images.render(made))}",
-            f"ExecStartPre=/usr/lib/kvmsup/kvmsup-guest create {guest.name}",
         ]
     return lines

@@ -11,7 +11,7 @@ import zlib
 
 from kvmsup import cpulist
 from kvmsup.model.guest import Guest, Host
-from kvmsup.plan import disks, firstboot, nets, paths, plugs, qemu, unitfile
+from kvmsup.plan import disks, firstboot, images, nets, paths, plugs, qemu, unitfile
 
 NAME = "50-kvmsup.conf"
 LOADED = "KVMSUP_LOADED"
@@ -76,10 +76,18 @@ def _guest(guest: Guest, host: Host, source: str) -> str:
         *nets.directives(guest),
         *_plugged(guest),
         *firstboot.directives(guest),
+        *_created(guest),
         "ExecStart=",
         f"ExecStart={unitfile.command(paths.BINARY, qemu.options(guest))}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _created(guest: Guest) -> list[str]:
+    """What the guest's own user makes before QEMU starts, for guests that have something of that kind."""
+    if not ([*images.of(guest)] or guest.machine.firmware == "uefi" or guest.cloud_init):
+        return []
+    return [f"ExecStartPre=/usr/lib/kvmsup/kvmsup-guest create {guest.name}"]
 
 
 def _listening(guest: Guest) -> list[str]:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from kvmsup.model.guest import OWN, Credential, Guest
 from kvmsup.plan import unitfile
 
-_PROGRAM = "/usr/lib/kvmsup/kvmsup-guest"
+# Set for create, where it shall make a seed: the guest's name.
+SEED = "KVMSUP_SEED"
 # What a guest's systemd imports (systemd(1), "System credentials"; docs/specs/fw_cfg.rst of QEMU).
 _ITEM = "opt/io.systemd.credentials/"
 # All of a unit's credentials together, names included (src/shared/creds-util.h, CREDENTIALS_TOTAL_SIZE_MAX).
@@ -50,7 +51,7 @@ def seed_sources(guest: Guest) -> list[Credential]:
 def directives(guest: Guest) -> list[str]:
     """The lines of the unit that load the sources, and make the seed of them."""
     loaded = (*guest.credentials, *seed_sources(guest))
-    made = [f"ExecStartPre={_PROGRAM} seed {guest.name}"] if guest.cloud_init else []
+    made = [f"Environment={unitfile.assignment(SEED, guest.name)}"] if guest.cloud_init else []
     return [*(f"LoadCredential={one.name}:{unitfile.text(one.path)}" for one in loaded), *made]
 
 

@@ -138,7 +138,7 @@ def _assignments(values: dict[str, Any]) -> str:
             "there is no Python package toml, which writes the file", "apt install python3-toml"
         ) from None
     encoder = toml.TomlEncoder()
-    # toml 0.10.2 makes another string of one with \\x in it. JSON's escapes are TOML's, which has DEL besides (toml.io).
+    # toml 0.10.2 makes another string of one with \\x in it. JSON's escapes are TOML's, which has DEL besides.
     encoder.dump_funcs[str] = lambda text: json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
     return str(toml.dumps(values, encoder=encoder))
 

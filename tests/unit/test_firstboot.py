@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmsup.effects import seed, sources
+from kvmsup.entry import create
 from kvmsup.errors import ConfigError, HostError
 from kvmsup.model import config
 from kvmsup.model.firstboot import wrong_path
 from kvmsup.model.guest import CloudInit, Credential, Guest
-from kvmsup.plan import firstboot
+from kvmsup.plan import firstboot, paths
 from tests.unit import systemd_syntax
 
 BASE = '[machine]\ntype = "pc-q35-7.2"\n[memory]\nsize = "1G"\n'
@@ -105,7 +106,7 @@ def test_path_comes_back_from_a_directive(path: str) -> None:
     assert [(key, systemd_syntax.specifiers(value)) for key, value in loads] == [
         ("LoadCredential", f"a:{path}"),
         ("LoadCredential", f"kvmsup.user-data:{path}"),
-        ("ExecStartPre", "/usr/lib/kvmsup/kvmsup-guest seed web"),
+        ("Environment", '"KVMSUP_SEED=web"'),
         ("Slice", "x.slice"),
     ]
 
@@ -209,6 +210,15 @@ def test_seed_has_what_was_given_and_the_rest_derived(tmp_path: Path) -> None:
     }
     # ECMA-119, 8.4.7: the volume identifier, by which cloud-init finds the disk.
     assert image.read_bytes()[0x8028:0x8048].rstrip() == b"CIDATA"
+
+
+@xorriso
+def test_create_makes_the_seed_where_the_unit_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "RUNTIME", str(tmp_path))
+    (tmp_path / "web").mkdir()
+    (tmp_path / "kvmsup.meta-data").write_text("instance-id: mine\n")
+    create.run({firstboot.SEED: "web", "CREDENTIALS_DIRECTORY": str(tmp_path)})
+    assert extracted(tmp_path / "web/seed.iso", tmp_path) == {"meta-data": "instance-id: mine\n", "user-data": ""}
 
 
 @xorriso
