@@ -49,6 +49,7 @@ def making(directory: str, file: str) -> Iterator[str]:
     try:
         os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         yield part
+        _go_on()
         _sync(part)
         os.link(part, f"{directory}/{file}")  # unlike rename it fails where there is one
         _sync(directory)
@@ -57,6 +58,11 @@ def making(directory: str, file: str) -> Iterator[str]:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(part)
+
+
+def _go_on(**states: str) -> None:
+    """Tell systemd that this is still at work."""
+    notify.tell(EXTEND_TIMEOUT_USEC=_PATIENCE_SECONDS * 1_000_000, **states)
 
 
 def _sync(path: str) -> None:
@@ -127,6 +133,7 @@ def convert(about: str, base: str, base_format: str, part: str, format: str) -> 
         assert process.stdout and process.stderr
         _follow(process.stdout.fileno(), about)
         said = process.stderr.read().decode(errors="replace")
+        _go_on(STATUS="")
         _check(process.wait(), said)
 
 
@@ -167,7 +174,7 @@ def _follow(stream: int, about: str) -> None:
     while piece := os.read(stream, 4096):
         text = (text + piece)[-80:]
         percent = _percent(text)
-        notify.tell(STATUS=f"{about}: {percent} % copied", EXTEND_TIMEOUT_USEC=_PATIENCE_SECONDS * 1_000_000)
+        _go_on(STATUS=f"{about}: {percent} % copied")
         now = time.monotonic()
         if percent // _STEP_PERCENT > told // _STEP_PERCENT and now >= told_at + _STEP_SECONDS:
             told_at, told = now, percent

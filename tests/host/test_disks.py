@@ -59,13 +59,13 @@ def disks(host: Host) -> Host:
     guests.configure(host, {"demo": text, "boot": BOOT, "efi": UEFI})
     guests.keep_supervisor(host)
     guests.start(host, "demo")
-    host.wait_for("journalctl -b -u kvm@demo | grep -q 'demo: ready'", timeout=200)
+    host.wait_for("journalctl -b -u kvm@demo | grep -q 'demo: ready'", timeout=300)
     return host
 
 
 def test_the_guest_sees_them_in_the_order_of_its_file_and_writes(disks: Host) -> None:
-    typed = f"{{ sleep 1; echo '{TYPED}'; sleep 12; printf '\\035'; }} | timeout 40 kvmsup console demo"
-    said = disks.run(typed, timeout=90).stdout
+    typed = f"{{ sleep 2; echo '{TYPED}'; sleep 20; printf '\\035'; }} | timeout 60 kvmsup console demo"
+    said = disks.run(typed, timeout=120).stdout
     assert re.findall(r"^disk=(\S+)", said, re.MULTILINE) == [
         *("vda/own/32768/0", "vdb/copy/65536/0", "vdc/secret/16384/0"),
         *("vdd/device/16384/0", "vde/fixed/8192/1"),
@@ -82,11 +82,12 @@ def test_nothing_was_granted(disks: Host) -> None:
     process = guests.pid(disks, "demo")
     opened = disks.run(f"readlink /proc/{process}/fd/*").stdout.split()
     assert {"/root/secret.img", "/srv/base.raw", "/var/lib/private/kvmsup/demo/own.raw"} <= set(opened)
-    assert any(one.startswith("/dev/loop") for one in opened)
+    assert any("/loop" in one for one in opened)
     assert disks.run("stat -c '%U %a' /root/secret.img").stdout == "root 600\n"
-    own = disks.run("stat -Lc '%u %a' /var/lib/kvmsup/demo /var/lib/kvmsup/demo/*").stdout.split()
-    (user,) = set(own[::2])
-    assert (61184 <= int(user) <= 65519, own[1::2]) == (True, ["700", "600", "600"])
+    modes = disks.run("stat -Lc %a /var/lib/kvmsup/demo /var/lib/kvmsup/demo/*").stdout.split()
+    assert modes == ["700", "600", "600"]
+    user = disks.run(f"stat -c %u /proc/{process}").stdout.strip()
+    assert 61184 <= int(user) <= 65519
     tried = disks.run(
         f"nsenter -t {process} -m setpriv --reuid {user} --clear-groups cat /root/secret.img", check=False
     )
