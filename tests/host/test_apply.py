@@ -67,6 +67,14 @@ def prepared(host: Host) -> None:
     guests.configure(host, {"elastic": ELASTIC, "pinned": PINNED})
 
 
+@pytest.fixture
+def elastic(host: Host) -> int:
+    """The elastic guest runs, as it was left; the pid of its QEMU."""
+    if guests.state(host, "kvm@elastic") != "active":
+        guests.start(host, "elastic")
+    return guests.pid(host, "elastic")
+
+
 def ask(host: Host, name: str, command: str) -> Any:
     return json.loads(host.run(["python3", "-c", ASK % name, command]).stdout)
 
@@ -111,10 +119,9 @@ def agree(host: Host, name: str) -> dict[str, Any]:
     return found
 
 
-def test_all_that_can_be_live(host: Host) -> None:
+def test_all_that_can_be_live(host: Host, elastic: int) -> None:
     """Edited and reloaded at once: the file counts, not what systemd has loaded of it."""
-    guests.start(host, "elastic")
-    process = guests.pid(host, "elastic")
+    process = elastic
     assert guests.kvmsup(host, "status elastic")["changed"] == []
     edit(host, "elastic", ("vcpus = 2", "vcpus = 5"), ('emulator = "0"', 'emulator = "1"'))
     edit(host, "elastic", ('size = "64M"', 'size = "64M"\nksm = true'), ('min = "64M"', 'min = "64M"\nauto = true'))
@@ -148,6 +155,7 @@ def test_all_that_can_be_live(host: Host) -> None:
     assert ask(host, "elastic", "query-status")["running"]
 
 
+@pytest.mark.usefixtures("elastic")
 def test_a_restart_does_the_rest(host: Host) -> None:
     host.run("systemctl daemon-reload; systemctl restart kvm@elastic", timeout=240)
     assert "pc-q35-7.1" in host.run(f"tr '\\0' ' ' < /proc/{guests.pid(host, 'elastic')}/cmdline").stdout
@@ -156,9 +164,9 @@ def test_a_restart_does_the_rest(host: Host) -> None:
 
 
 @pytest.mark.parametrize("step", [step for step in STEPS if step.startswith("apply.")])
-def test_a_kill_at_each_step(host: Host, step: str) -> None:
+def test_a_kill_at_each_step(host: Host, elastic: int, step: str) -> None:
     """The guest goes on, its threads are where its claim says, and the next reload does all of it."""
-    process = guests.pid(host, "elastic")
+    process = elastic
     count = len(vcpus(host, "elastic"))
     old = guests.claim(host, "elastic")["EMULATOR_CPUS"]
     new = "0" if old == "1" else "1"
@@ -184,6 +192,7 @@ def test_a_kill_at_each_step(host: Host, step: str) -> None:
     assert guests.kvmsup(host, "status elastic")["changed"] == []
 
 
+@pytest.mark.usefixtures("elastic")
 def test_pins_schedulers_and_a_conflict(host: Host) -> None:
     guests.start(host, "pinned")
     edit(host, "pinned", ('0 = "2"', '0 = "3"'), ("[placement.vcpu]", 'scheduler = "fifo:10"\n[placement.vcpu]'))

@@ -81,9 +81,12 @@ class Guest:
         self.claim = held._replace(vcpus=read.cpu.vcpus, loaded=self.loaded, size=64 << 20, balloon=64 << 20)
         claims.write(root, self.claim)
         running.write(root, "web", changes.flatten(read))
+
+    def run(self) -> None:
+        """Pin its threads and let it run, as attach does."""
         with self.monitor() as monitor:
             named = threads.named_by_qemu(monitor, self.claim)
-            for tid, duty in threads.of_guest(root, self.pid, self.claim, named).items():
+            for tid, duty in threads.of_guest(self.root, self.pid, self.claim, named).items():
                 pin.pin(tid, duty.cpus)
             monitor.execute("cont")
 
@@ -151,6 +154,7 @@ def started(text: str) -> Iterator[Guest]:
     trees.cpus(root, dict.fromkeys(CPUS, ""), {0: cpulist.render(CPUS)})
     found = Guest(root, text)
     try:
+        found.run()
         yield found
     finally:
         found.process.kill()
