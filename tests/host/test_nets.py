@@ -187,7 +187,8 @@ def test_a_user_network(wired: Host) -> None:
     guests.start(wired, "try")
     process = guests.pid(wired, "try")
     assert wired.run(f"readlink /proc/{process}/ns/net").stdout == wired.run("readlink /proc/1/ns/net").stdout
-    assert exposure(wired, "try") <= 1.2
+    # 0.5, and what a user network is: the host's network, Internet sockets, no list of addresses.
+    assert exposure(wired, "try") <= 1.4
     (net,) = guests.kvmsup(wired, "status try")["nets"]
     assert (net["name"], net["kind"], net["link"], net["wrong"]) == ("out", "user", "", "")
     guests.kill(wired, "try")
