@@ -60,8 +60,8 @@ def opened(source: Source, root: str, pid: int) -> list[tuple[int, Command]]:
 def open_file(source: File, root: str) -> int:
     """A descriptor of the file or block device, which the caller closes. Raises HostError.
 
-    QEMU takes it for its own only if the access mode is what it wants, and from 9.1 on O_DIRECT, too, which it once set
-    itself (monitor/fds.c, monitor_fdset_dup_fd_add).
+    QEMU takes it for its own only if the access mode is what it wants; from 9.1 on O_DIRECT, too, which it set itself
+    before (monitor/fds.c, monitor_fdset_dup_fd_add).
     """
     # O_NONBLOCK: a FIFO that somebody has put there would block for ever.
     flags = (os.O_RDWR if source.write else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY

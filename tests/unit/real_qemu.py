@@ -31,7 +31,7 @@ class Running(NamedTuple):
         return f"{self.root}/run/kvmsup/guests/web/control.qmp"
 
     def connected(self) -> qmp.Monitor:
-        monitor = qmp.Monitor(self.monitor, self.process.pid, time.monotonic() + 20)
+        monitor = qmp.Monitor(self.monitor, self.process.pid, time.monotonic() + 60)
         try:
             monitor.negotiate()
         except BaseException:
@@ -39,7 +39,7 @@ class Running(NamedTuple):
             raise
         return monitor
 
-    def printed(self, until: str, seconds: float = 20) -> str:
+    def printed(self, until: str, seconds: float = 60) -> str:
         """What the guest has printed, once `until` is in it."""
         file = Path(self.root, "ttyS0")
         deadline = time.monotonic() + seconds
