@@ -28,8 +28,8 @@ def test_a_stop_during_the_start(host: Host, step: str) -> None:
     host.put(lines.encode(), "/run/systemd/system/kvm@tiny.service.d/fault.conf")
     guests.configure(host, {"tiny": guests.TINY})
     host.run("systemctl start --no-block kvm@tiny")
-    host.wait_for("grep -l '^State:.T' /proc/[0-9]*/status | grep -q .", timeout=60)
-    host.run("systemctl stop kvm@tiny", timeout=60)
+    host.wait_for("grep -l '^State:.T' /proc/[0-9]*/status | grep -q .", timeout=240)
+    host.run("systemctl stop kvm@tiny", timeout=120)
     assert guests.show(host, "kvm@tiny", "ActiveState", "Result") == {"ActiveState": "inactive", "Result": "success"}
     guests.released(host, "tiny")
     assert guests.leftovers(host) == []
@@ -116,7 +116,7 @@ def test_a_panic_is_a_failure_with_its_reason(demo: Host) -> None:
         guests.start(demo, "demo")
         booted(demo)
     shell(demo, "echo c >/proc/sysrq-trigger", 5)
-    demo.wait_for("[ $(systemctl show -P ActiveState kvm@demo) = failed ]", timeout=60)
+    demo.wait_for("[ $(systemctl show -P ActiveState kvm@demo) = failed ]", timeout=120)
     assert guests.show(demo, "kvm@demo", "Result", "ExecMainStatus") == {"Result": "exit-code", "ExecMainStatus": "1"}
     assert "the guest's kernel has panicked" in demo.run("systemctl status kvm@demo", check=False).stdout
     guests.released(demo, "demo")

@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +18,7 @@ from kvmsup.cli import status
 from kvmsup.effects import observe
 from kvmsup.model import config
 from kvmsup.model.guest import Guest
-from kvmsup.plan import qemu
+from kvmsup.plan import ending, qemu
 from tests.unit import fake_qemu, real_qemu
 
 MINIMAL = '[machine]\ntype = "{machine}"\n[memory]\nsize = "64M"\n'
@@ -73,21 +77,53 @@ def test_one_console_is_on_the_socket(serial: str, end: str) -> None:
     assert sum(word.startswith("stdio,") for word in words(asked, "", "-chardev")) == 1
 
 
-def test_qemu_writes_down_why_it_ended() -> None:
-    asked = guest("pc-q35-7.2")
-    options = [word for option in qemu._ends(asked) for word in map("".join, option)]  # type: ignore[arg-type]
-    place = options.index("-D") + 1
-    with real_qemu.running() as machine:
-        options[place] = f"{machine.root}-ended"
-    try:
-        with real_qemu.running(*options) as machine:
-            with machine.connected() as monitor:
-                monitor.execute("quit")
-            assert machine.process.wait(20) == 0
-        with open(options[place], encoding="utf-8") as file:
-            assert file.read() == "qemu_system_shutdown_request reason=2\n"
-    finally:
-        os.unlink(options[place])
+# What the guest's firmware starts from its disk: some bytes of code, and a halt.
+PANIC = "ba0505 b001 ee"  # mov dx, 0x505; mov al, 1; out dx, al: PVPANIC_PANICKED (qemu docs/specs/pvpanic.txt)
+POWER_OFF = "ba0406 b80020 ef"  # mov dx, 0x604; mov ax, 0x2000; out dx, ax: S5 by PM1a_CNT, where SeaBIOS has it
+RESET = "baf90c b006 ee"  # mov dx, 0xcf9; mov al, 6; out dx, al
+
+
+@contextlib.contextmanager
+def booted(code: str, tmp_path: Path) -> Iterator[real_qemu.Running]:
+    """A QEMU with what every guest has for its end, whose disk has that code; it runs."""
+    sector = bytes.fromhex(code) + b"\xf4\xeb\xfd"  # hlt; jmp back
+    (tmp_path / "disk").write_bytes((sector.ljust(510, b"\0") + b"\x55\xaa").ljust(1 << 20, b"\0"))  # a cylinder
+    options = ["".join(map(str, word)) for option in qemu._ends(guest("pc-q35-7.2")) for word in option]
+    options[options.index("-D") + 1] = str(tmp_path / "ended")
+    disk = ("-drive", f"file={tmp_path}/disk,format=raw,if=none,id=disk", "-device", "virtio-blk-pci,drive=disk")
+    with real_qemu.running(*options, *disk) as machine:
+        yield machine
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "cause", "said"),
+    [
+        (PANIC, 1, 8, "the guest's kernel has panicked"),
+        (POWER_OFF, 0, 6, "the guest has shut down"),
+    ],
+)
+def test_how_a_guest_ends(code: str, status: int, cause: int, said: str, tmp_path: Path) -> None:
+    """A panic is a failure of QEMU's, its own shutdown is none, and QEMU writes down which it was."""
+    with booted(code, tmp_path) as machine:
+        with machine.connected() as monitor:
+            monitor.execute("cont")
+            assert monitor.wait_for_end(60)
+        assert machine.process.wait(20) == status
+    traced = (tmp_path / "ended").read_text()
+    assert ending.cause(traced) == cause
+    found = ending.told("exit-code" if status else "success", cause)
+    assert found and found.failed == bool(status) and found.what.startswith(said)
+
+
+def test_a_reset_is_the_same_qemu(tmp_path: Path) -> None:
+    with booted(RESET, tmp_path) as machine, machine.connected() as monitor:
+        monitor.execute("cont")
+        deadline = time.monotonic() + 60
+        while monitor.events.count("RESET") < 3:
+            assert time.monotonic() < deadline
+            assert not monitor.wait_for_end(0.2)
+        assert monitor.execute("query-status")["status"] == "running"
+    assert not (tmp_path / "ended").exists() or ending.cause((tmp_path / "ended").read_text()) is None
 
 
 def seen(pid: int) -> observe.Seen:
