@@ -38,7 +38,9 @@ format = "raw"
 read-only = true
 """
 BOOT = guests.SHARED + '[disk.root]\npath = "/root/boot.img"\nformat = "raw"\n'
-UEFI = guests.SHARED.replace("[memory]", 'firmware = "uefi"\n[memory]').replace('"64M"', '"128M"')
+# Emulated: an emulating QEMU 10.0 ends when OVMF runs in a guest of the KVM that it emulates, 3 of 3 times (assertion
+# bql_locked() in tcg_handle_interrupt).
+UEFI = guests.SHARED.replace("[memory]", 'firmware = "uefi"\naccel = "tcg"\n[memory]').replace('"64M"', '"128M"')
 TYPED = "; ".join(
     [
         'for d in /sys/block/vd*; do echo "disk=${d##*/}/$(cat $d/serial)/$(cat $d/size)/$(cat $d/ro)"; done',
@@ -105,7 +107,6 @@ def test_a_disk_of_a_guest_is_no_other_guests(disks: Host) -> None:
     """By whatever path it is named."""
     disks.run("ln -sf /root/secret.img /srv/link.img")
     guests.configure(disks, {"thief": guests.SHARED + '[disk.root]\npath = "/srv/link.img"\nformat = "raw"\n'})
-    disks.run("mkdir -p /run/systemd/system/kvm-setup@thief.service.d")
     assert guests.start(disks, "thief", check=False).rc == 1
     said = guests.said(disks, "thief")
     assert "disk.root: guest demo has the same one as its disk.secret" in said
@@ -136,7 +137,7 @@ def test_a_guest_boots_from_what_only_root_may_open(disks: Host) -> None:
 
 def test_uefi_with_an_nvram_of_its_own(disks: Host) -> None:
     guests.start(disks, "efi")
-    disks.wait_for("journalctl -b -u kvm@efi | grep -q BdsDxe", timeout=150)
+    disks.wait_for("journalctl -b -u kvm@efi | grep -q BdsDxe", timeout=400)
     assert disks.run("stat -Lc '%a' /var/lib/kvmsup/efi/nvram.fd").stdout == "600\n"
     claim = guests.claim(disks, "efi")
     template = claim["NVRAM_TEMPLATE"]
