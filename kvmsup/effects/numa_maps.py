@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from kvmsup import cpulist
-from kvmsup.effects import files
+from kvmsup.effects import files, proc
 
 
 class Mapping(NamedTuple):
@@ -76,13 +76,8 @@ def _with_hugepages(root: str) -> Iterator[tuple[int, str]]:
     except OSError:
         return
     for pid in pids:
-        try:
-            lines = files.read(f"{root}/proc/{pid}/status").splitlines()
-        except OSError:
-            continue  # it has ended
-        told = dict(line.split(":", 1) for line in lines if ":" in line)
-        if told.get("HugetlbPages", "0 kB").split()[:1] not in ([], ["0"]):
-            yield pid, told.get("Name", "").strip()
+        if proc.of_process(root, pid).get("HugetlbPages") and (stat := proc.stat(f"{root}/proc/{pid}")):
+            yield pid, stat.name
 
 
 def bound(root: str, pid: int) -> tuple[dict[int, int], dict[int, int]]:

@@ -337,10 +337,8 @@ def test_what_it_has_done(tmp_path: Path) -> None:
         tmp_path, {**KNOBS, "pages_shared": "1", "pages_sharing": "2", "pages_unshared": "3", "full_scans": "5"}
     )
     trees.write(root, "/sys/kernel/mm/ksm/pages_volatile", "x")
-    tail = "0 0 0 0 0 0 0 {flags} 0 0 0 0 150 50 0 0"
-    trees.write(root, "/proc/30/stat", f"30 (ksmd) S {tail.format(flags=0).removeprefix('0 ')}")  # no kernel thread
-    words = ["S", "2", "0", "0", "0", "-1", str(0x00200040), "0", "0", "0", "0", "150", "50", "0", "0"]
-    trees.write(root, "/proc/100/stat", f"100 (ksmd) {' '.join(words)}")
+    trees.write(root, "/proc/30/stat", trees.stat("ksmd", 0))  # no kernel thread
+    trees.write(root, "/proc/100/stat", trees.stat("ksmd", 0, 0x00200040, (150, 50)))
     assert ksm.thread(root) == 100
     assert ksm.read(root, 100) == Figures(1, 2, 3, 0, 5, 200 / os.sysconf("SC_CLK_TCK"))
     trees.write(root, "/proc/7/ksm_stat", "ksm_rmap_items 9\nksm_merging_pages 3\nksm_process_profit -64")

@@ -132,7 +132,8 @@ def test_a_shortfall_names_the_processes_that_have_pages(
         (10, "giant", 1 << 20, "7f0 default huge N0=1 kernelpagesize_kB=1048576"),
         (11, "plain", 0, "7f0 default N0=5 kernelpagesize_kB=2048"),
     ):
-        trees.write(root, f"/proc/{pid}/status", f"Name:\t{name}\nHugetlbPages:\t{kilobytes} kB")
+        trees.write(root, f"/proc/{pid}/stat", trees.stat(name, 0))
+        trees.write(root, f"/proc/{pid}/status", f"HugetlbPages:\t{kilobytes} kB")
         trees.write(root, f"/proc/{pid}/numa_maps", line)
     with pytest.raises(Refusal) as caught:
         setup.run("web", root)

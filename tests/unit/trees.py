@@ -26,6 +26,11 @@ def read(root: str, path: str) -> str:
     return Path(root + path).read_text().rstrip("\n")
 
 
+def stat(name: str, cpu: int, flags: int = 0, ticks: tuple[int, int] = (0, 0)) -> str:
+    """A thread's stat up to the CPU it last ran on, and a little beyond; `ticks` in user mode and the kernel."""
+    return f"1 ({name}) S 0 0 0 0 -1 {flags} 0 0 0 0 {ticks[0]} {ticks[1]} {'0 ' * 23}{cpu} 0 0"
+
+
 def cpus(root: str, siblings: dict[int, str], nodes: dict[int, str] | None = None, *, present: str = "") -> None:
     """Online CPUs with their siblings (as the kernel lists them, "" for a CPU without that file), and nodes."""
     write(root, "/sys/devices/system/cpu/online", cpulist.render(siblings))
