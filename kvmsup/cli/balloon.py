@@ -12,7 +12,6 @@ from kvmsup.cli import show
 from kvmsup.effects import balloon, configs, observe
 from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
-from kvmsup.model.table import nearest
 from kvmsup.plan.balloon import told
 
 _PATIENCE_SECONDS = 2.0
@@ -51,9 +50,7 @@ def _running(guest: str) -> observe.Seen:
     """The guest, which runs and has a balloon. Raises KvmsupError."""
     seen = observe.guests("", [guest])[0]
     if not seen.configured and not seen.claim:
-        near = nearest(guest, configs.names(""))
-        hint = f"did you mean {near}?" if near else "kvmsup list shows those there are"
-        raise KvmsupError(f"there is no guest {guest}", hint)
+        raise configs.no_guest("", guest)
     if not seen.claim or not seen.pid:
         raise KvmsupError(f"guest {guest} does not run", f"systemctl start kvm@{guest}")
     if not seen.claim.balloon:
