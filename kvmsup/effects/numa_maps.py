@@ -58,6 +58,15 @@ def _parse(lines: list[str]) -> Iterator[Mapping]:
             yield Mapping(bound, page_size, pages)
 
 
+def maps_hugepages(root: str, pid: int) -> bool:
+    """Whether `pid` has a mapping of hugepages, touched or not."""
+    try:
+        lines = files.read(f"{root}/proc/{pid}/numa_maps").splitlines()
+    except OSError:
+        return False
+    return any("huge" in line.split() for line in lines)
+
+
 def users(root: str, node: int, page_size: int) -> list[User]:
     """The processes that have pages of `page_size` (bytes) on `node`, the largest first."""
     found = [User(pid, name, pages(root, pid, node, page_size)) for pid, name in _with_hugepages(root)]

@@ -154,10 +154,10 @@ def _take(request: Request, root: str) -> None:
     known = claims.read_all(root)
     standing = ledger.sweep(root, known, keep=name)
     mine = standing.pop(name, None)
-    if mine and mine.held and mine.loaded == request.loaded and _there(mine, request.topology):
+    others = list(standing.values())
+    if mine and mine.held and mine.loaded == request.loaded and _there(root, mine, request.topology, others):
         # A restart: what this guest holds is what it would ask for.
         return
-    others = list(standing.values())
     step("setup.place")
     free = room.free(root, request.topology.nodes, request.guest.memory.page_size, others)
     placement = placing.place(request.guest, request.host, request.topology, others, free)
@@ -166,8 +166,14 @@ def _take(request: Request, root: str) -> None:
     _reserve(root, placing.claim(request.guest, placement, request.loaded), others)
 
 
-def _there(claim: Claim, topology: Topology) -> bool:
-    """Whether what is claimed can still be had: all CPUs of a dedicated guest, one for each thread of a shared one."""
+def _there(root: str, claim: Claim, topology: Topology, others: list[Claim]) -> bool:
+    """Whether what is claimed can still be had: all CPUs of a dedicated guest, one for each thread of a shared one.
+
+    And its pages, which somebody may have taken out of the pool since. A claim from before pages had CPUs to fill
+    them (0.1.0's first days) is made anew.
+    """
+    if claim.pages and (not claim.fill or any(_growth(root, claim, others, _pools(root, claim, others)).values())):
+        return False
     if claim.dedicated:
         return claim.own_cpus.union(claim.emulator, *claim.iothread.values()) <= topology.online
     return all(cpus & topology.online for cpus in (*claim.vcpu, claim.emulator, *claim.iothread.values()))
@@ -178,20 +184,39 @@ def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:
 
     On a shortfall the claim stays as it is: the release that follows a failed setup undoes what it says.
     """
-    grow: dict[int, int] = {}
-    before: dict[int, int] = {}
-    for node, need in claim.pages.items():
-        pool, promised = hugepages.unpromised(root, node, claim.page_size, others)
-        grow[node], before[node] = pages.to_grow(need, pool.free, promised), pool.total
+    pools = _pools(root, claim, others)
+    grow = _growth(root, claim, others, pools)
+    grown = claim._replace(
+        grown=grow,
+        before={node: pools[node][0].total for node in grow},
+        absorbed={node: pools[node][0].surplus for node, count in grow.items() if count and pools[node][0].surplus},
+    )
     step("setup.intend")
-    claims.write(root, claim._replace(grown=grow, before=before))
+    claims.write(root, grown)
     step("setup.reserve")
     for node, count in grow.items():
         _grow(root, claim, node, count, others)
     step("setup.fence")
     fence.settle(root, [*others, claim])
     step("setup.hold")
-    claims.write(root, claim._replace(grown=grow, held=True))
+    claims.write(root, grown._replace(held=True))
+
+
+def _pools(root: str, claim: Claim, others: list[Claim]) -> dict[int, tuple[hugepages.Pool, int]]:
+    """Every node's pool of the claim's page size, and what `others` were promised of it; none with ordinary pages."""
+    size = claim.page_size
+    nodes = sysfs.nodes(root) if size else []
+    there = [node for node in nodes if node in claim.pages or size in hugepages.pools(root, node)]
+    return {node: hugepages.unpromised(root, node, size, others) for node in there}
+
+
+def _growth(
+    root: str, claim: Claim, others: list[Claim], pools: dict[int, tuple[hugepages.Pool, int]]
+) -> dict[int, int]:
+    free = {node: pool.free for node, (pool, _) in pools.items()}
+    promised = {node: count for node, (_, count) in pools.items()}
+    reserved = hugepages.reserved(root, claim.page_size, others) if claim.pages else 0
+    return pages.growth(claim.pages, free, promised, reserved)
 
 
 def _grow(root: str, claim: Claim, node: int, count: int, others: list[Claim]) -> None:

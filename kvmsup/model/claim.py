@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import count
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kvmsup import cpulist
@@ -22,9 +23,10 @@ NOBODY_ELSE = "kvmsup writes it; nobody else should"
 
 
 class Claim(NamedTuple):
-    """`pages`, `grown` and `before` count hugepages of `page_size` bytes by host node.
+    """`pages`, `grown`, `before` and `absorbed` count hugepages of `page_size` bytes by host node.
 
-    While `held` is false, setup is at work: `grown` is then what it may have added to a pool that stood at `before`.
+    While `held` is false, setup is at work: `grown` is then what it may have added to a pool that stood at `before`,
+    and `absorbed` what the pool may have made its own of the pages that others have beyond it (overcommitted).
     """
 
     guest: str
@@ -49,6 +51,7 @@ class Claim(NamedTuple):
     size: int = 0  # the guest's memory in bytes; 0 in claims from before there were balloons
     balloon: int = 0  # the size in bytes that it may be made at the smallest; 0: it has no balloon
     balloon_auto: bool = False
+    absorbed: Mapping[int, int] = MappingProxyType({})
 
     @property
     def own_cpus(self) -> frozenset[int]:
@@ -78,6 +81,7 @@ def render(claim: Claim) -> str:
         "PAGES": _counts(claim.pages),
         "PAGES_GROWN": _counts(claim.grown),
         "POOL_BEFORE": _counts(claim.before),
+        "POOL_ABSORBED": _counts(claim.absorbed),
         "KSM": "yes" if claim.ksm else "no",
         "LOADED": claim.loaded,
         "SIZE": str(claim.size),
@@ -119,6 +123,7 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             size=int(variables.get("KVMSUP_SIZE", "0")),
             balloon=int(variables.get("KVMSUP_BALLOON", "0")),
             balloon_auto=variables.get("KVMSUP_BALLOON_AUTO", "no") == "yes",
+            absorbed=_parse_counts(variables.get("KVMSUP_POOL_ABSORBED", "")),
         )
     except (KeyError, ValueError) as error:
         raise HostError(f"{source} is not a claim: {error!r}", NOBODY_ELSE) from None
