@@ -11,7 +11,7 @@ import os
 import time
 
 from kvmsup import cpulist
-from kvmsup.effects import journal, kernel, pin, qmp, threads
+from kvmsup.effects import cgroup, journal, kernel, pin, qmp, threads
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
 from kvmsup.model.claim import Claim
@@ -47,6 +47,7 @@ def main(name: str, root: str = "") -> int:
 
 def run(name: str, pid: int, claim: Claim, root: str) -> None:
     """Pin, verify, run. Raises KvmsupError; a guest that already runs is then told to power down."""
+    cgroup.check_slice(root, pid, claim)
     step("attach.connect")
     with qmp.Monitor(root + socket(name, "control.qmp"), pid) as monitor:
         step("attach.negotiate")

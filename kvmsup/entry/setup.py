@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from typing import NamedTuple
 
 from kvmsup.effects import (
@@ -25,6 +26,7 @@ from kvmsup.effects import (
     room,
     sysfs,
 )
+from kvmsup.entry import patience
 from kvmsup.errors import HostError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
@@ -67,18 +69,18 @@ def run(name: str, root: str) -> None:
     step("setup.host")
     _check_host(request.guest, root)
     deadline = time.monotonic() + PATIENCE_SECONDS
+    tell = partial(journal.tell, root, name, journal.NOTICE)
     told = False
     while True:
         try:
             step("setup.lock")
-            with claims.lock(root):
+            with patience.lock(root, dropin.setup_seconds(request.guest), tell):
                 return _take(request, root)
         except Taken as refusal:
             if time.monotonic() > deadline or not _leaving(refusal.holders):
                 raise
             if not told:
-                waiting = f"waiting for {' and '.join(refusal.holders)} to stop: {refusal.what}"
-                journal.tell(root, name, journal.NOTICE, waiting)
+                tell(f"waiting for {' and '.join(refusal.holders)} to stop: {refusal.what}")
                 told = True
             time.sleep(_GLANCE_SECONDS)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmsup.effects import hugepages, numa_maps, sysfs
+from kvmsup.effects import cgroup, hugepages, numa_maps, sysfs
 from kvmsup.errors import HostError
 from tests.unit import trees
 from tests.unit.hosts import claim
@@ -83,6 +83,31 @@ def faulting(root: str, name: str, pid: int, pages: int, *, kind: str = "dedicat
         "7f0000000001 default anon=3 N0=3 kernelpagesize_kB=4",
     ]
     trees.write(root, f"/proc/{pid}/numa_maps", "\n".join(maps))
+
+
+@pytest.mark.parametrize(
+    ("path", "where"),
+    [
+        ("/kvm.slice/kvm-dedicated.slice/kvm@web.service", ""),
+        ("/user.slice/pytest.scope", ""),  # no unit of kvmsup's
+        ("/kvm.slice/kvm-shared.slice/kvm@web.service", "kvm-shared.slice"),
+        ("/tenant.slice/kvm@web.service", "tenant.slice"),
+        ("/kvm@web.service", "the root slice"),
+    ],
+)
+def test_a_guest_in_another_slice(tmp_path: Path, path: str, where: str) -> None:
+    root = str(tmp_path)
+    cgroup.check_slice(root, 7, HELD)
+    trees.write(root, "/proc/7/cgroup", f"12:freezer:/\n0::{path}")
+    if not where:
+        return cgroup.check_slice(root, 7, HELD)
+    with pytest.raises(HostError) as caught:
+        cgroup.check_slice(root, 7, HELD)
+    assert str(caught.value) == (
+        f"kvm@web runs in {where} instead of kvm-dedicated.slice, which keeps guests off each other's CPUs\n"
+        "  hint: take Slice= out of its drop-ins (systemctl cat kvm@web); kvm-dedicated.slice may have limits"
+    )
+    return None
 
 
 def test_promised(tmp_path: Path) -> None:
