@@ -184,6 +184,33 @@ def test_pages_of_1g_from_boot(host: Host) -> None:
     assert (pool(host, 1, "nr", 1 << 20), pool(host, 1, "free", 1 << 20)) == (2, 2)
 
 
+def test_pages_that_others_have_beyond_the_pool_are_so_again(host: Host) -> None:
+    """Growing a pool makes its own what somebody has overcommitted; afterwards it goes with its user, as before."""
+    host.run("echo 20 > /proc/sys/vm/nr_overcommit_hugepages")
+    hog(host, "pages", 20)
+    assert (pool(host, 0), pool(host, 0, "surplus")) == (20, 20)
+    guests.configure(host, {"tiny": guests.TINY.replace('"dedicated"', '"dedicated"\nnodes = "0"')})
+    guests.start(host, "tiny")
+    assert (pool(host, 0), pool(host, 0, "surplus"), pool(host, 0, "free")) == (52, 0, 0)
+    guests.kill(host, "tiny")
+    assert (pool(host, 0), pool(host, 0, "surplus")) == (20, 20)
+    host.run("systemctl stop hog; echo 0 > /proc/sys/vm/nr_overcommit_hugepages")
+    host.wait_for(f"[ $(cat {POOL.format(node=0, kilobytes=2048, kind='nr')}) = 0 ]", timeout=30)
+
+
+def test_pages_that_somebody_has_mapped_and_not_touched_are_left_to_them(host: Host) -> None:
+    host.run(f"echo 40 > {POOL.format(node=0, kilobytes=2048, kind='nr')}")
+    hog(host, "mapped", 30)
+    assert pool(host, 0, "free") == 40
+    guests.configure(host, {"tiny": guests.TINY.replace('"dedicated"', '"dedicated"\nnodes = "0"')})
+    guests.start(host, "tiny")
+    assert guests.claim(host, "tiny")["PAGES_GROWN"] == "0=22"
+    assert (pool(host, 0), pool(host, 0, "free")) == (62, 30)
+    guests.kill(host, "tiny")
+    assert (pool(host, 0), pool(host, 0, "free")) == (40, 40)
+    host.run(f"systemctl stop hog; echo 0 > {POOL.format(node=0, kilobytes=2048, kind='nr')}")
+
+
 def blocks(host: Host, node: int) -> int:
     """How many hugepages of 2M the free memory of `node` is good for as it lies (/proc/buddyinfo: orders 9 and 10)."""
     script = f"awk '/^Node {node},/{{sum += $14 + 2 * $15}} END{{print sum + 0}}' /proc/buddyinfo"
