@@ -74,7 +74,8 @@ def differences(root: str, seen: observe.Seen) -> Iterator[Difference]:
         if count != claim.pages[node]:
             size = sizes.render(claim.page_size)
             yield Difference(seen.name, f"hugepages of {size} on node {node}", str(claim.pages[node]), str(count))
-    for part in observe.resident(root, seen):
+    # What is not bound is nowhere astray, and looking for it walks all of its page tables.
+    for part in observe.resident(root, seen) if claim.nodes and not claim.page_size else ():
         if part.astray:
             what = f"memory on node {part.node}, bound to node {cpulist.render(claim.nodes)}"
             yield Difference(seen.name, what, "none", f"{part.astray >> 10}K")
