@@ -375,6 +375,8 @@ def test_what_it_has_done(tmp_path: Path) -> None:
     trees.write(root, "/proc/8/ksm_stat", "ksm_rmap_items 9")
     trees.write(root, "/proc/8/ksm_merging_pages", "4")
     assert ksm.of_process(root, 8) == Merged(4 * 4096, None)
+    trees.write(root, "/proc/8/ksm_merging_pages", "")
+    assert ksm.of_process(root, 8) is None
 
 
 class Killed(BaseException):
