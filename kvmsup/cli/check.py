@@ -72,10 +72,26 @@ def _guest(name: str, root: str, topology: Topology | None) -> tuple[Diagnostic,
     return _placed(config.read_guest(name, file, content, topology), root)
 
 
+def _never_merged(read: config.Read, root: str) -> Iterator[Problem]:
+    """That the guest consents to KSM in vain. A host's file that is wrong is told as such, and says nothing here."""
+    memory = read.guest.memory
+    try:
+        policy = config.read_host(configs.HOST_FILE, configs.read_host(root)).ksm
+    except KvmsupError:
+        return
+    if memory.ksm and policy == "never" and not read.guest.filled:
+        what = f'has no effect: {configs.HOST_FILE} has ksm.policy = "never"'
+        yield Problem(("memory", "ksm"), what, 'ksm = false, or policy = "pressure" there', False, "warning")
+
+
 def _placed(read: config.Read, root: str) -> tuple[Diagnostic, ...]:
-    """The warnings of a sound file, with what this host's QEMU has to say about its CPU: not below another root."""
+    """The warnings of a sound file, those that come from its host too.
+
+    This host's QEMU is asked about its CPU: not below another root.
+    """
+    read.document.problems.extend(_never_merged(read, root))
     if root:
-        return read.warnings
+        return tuple(read.document.diagnostics())
     try:
         found = models.problems(read.guest)
     except HostError as error:

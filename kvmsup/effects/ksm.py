@@ -173,10 +173,10 @@ def of_process(root: str, pid: int) -> Merged | None:
     told = _numbers(f"{root}/proc/{pid}/ksm_stat")
     pages = told.get("ksm_merging_pages")
     if pages is None:  # Linux < 6.4
-        path = f"{root}/proc/{pid}/ksm_merging_pages"
-        if not os.path.exists(path):
+        try:
+            pages = int(files.read(f"{root}/proc/{pid}/ksm_merging_pages"))
+        except (OSError, ValueError):
             return None
-        pages = _number(path)
     return Merged(pages * PAGE, told.get("ksm_process_profit"))
 
 

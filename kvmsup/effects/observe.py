@@ -25,6 +25,7 @@ from kvmsup.effects import (
 )
 from kvmsup.effects import threads as guest_threads
 from kvmsup.effects.foreign import Foreign
+from kvmsup.effects.numa_maps import Part
 from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
 from kvmsup.plan.duties import Duty
@@ -194,18 +195,11 @@ def memory(root: str, seen: Seen) -> dict[int, int]:
     return {node: hugepages.faulted(root, claim, node) for node in claim.pages} if claim else {}
 
 
-class Resident(NamedTuple):
-    """Bytes of a bound guest's memory on one node; `astray` of them are where they may not be."""
+def resident(root: str, seen: Seen) -> list[Part]:
+    """Where the memory of a running guest is, as far as it has been touched.
 
-    node: int
-    size: int
-    astray: int
-
-
-def resident(root: str, seen: Seen) -> list[Resident]:
-    """Where the ordinary memory of a bound guest is, as far as it has been touched; none for any other guest."""
-    claim = seen.claim
-    if not claim or not claim.nodes or claim.page_size or not seen.pid:
+    What is bound is the guest's alone. Of a guest whose memory is not bound, QEMU's own is among it.
+    """
+    if not seen.claim or not seen.pid:
         return []
-    there, astray = numa_maps.bound(root, seen.pid)
-    return [Resident(node, size, astray.get(node, 0)) for node, size in there.items()]
+    return numa_maps.bound(root, seen.pid) if seen.claim.nodes else numa_maps.own(root, seen.pid)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 
-from kvmsup import cpulist
-from kvmsup.effects import cgroup, journal, kernel, pin, qmp, threads
+from kvmsup import cpulist, sizes
+from kvmsup.effects import cgroup, journal, kernel, numa_maps, pin, qmp, threads
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
 from kvmsup.model.claim import Claim
@@ -58,6 +59,8 @@ def run(name: str, pid: int, claim: Claim, root: str) -> None:
         _pin(pid, claim, wanted)
         step("attach.verify")
         _verify(root, claim, wanted)
+        step("attach.memory")
+        _look_for_hugepages(root, pid, claim)
         step("attach.run")
         try:
             monitor.execute("cont")
@@ -99,6 +102,24 @@ def _verify(root: str, claim: Claim, wanted: dict[int, Duty]) -> None:
             raise HostError(f"{_told(root, tid)} runs as {pin.scheduled(tid)} after it was made {duty.scheduler}")
         if claim.core_scheduling and duty.role != "emulator" and not kernel.core_cookie(tid):
             raise HostError(f"{_told(root, tid)} shares its core with anybody after it was given a cookie")
+
+
+def _look_for_hugepages(root: str, pid: int, claim: Claim) -> None:
+    """Say so when they are not all where they were claimed, and only there.
+
+    QEMU has bound and filled them, so that nobody should ever see this; and the guest has its memory all the same, so
+    it may run. Ordinary pages are not looked for: see design.md, section 9.
+    """
+    found = numa_maps.of_size(root, pid, claim.page_size) if claim.pages else {}
+    if found != claim.pages:
+        size = sizes.render(claim.page_size)
+        told = f"its hugepages of {size} are on {_counted(found)}, claimed are {_counted(claim.pages)}"
+        journal.say(journal.WARNING, f"{told}; kvmsup status {claim.guest} tells what is where")
+
+
+def _counted(pages: Mapping[int, int]) -> str:
+    """Pages by node in words."""
+    return " and ".join(f"node {node}: {count}" for node, count in sorted(pages.items())) or "no node"
 
 
 def _told(root: str, tid: int) -> str:

@@ -157,7 +157,7 @@ def _take(request: Request, root: str) -> None:
     standing = ledger.sweep(root, known, keep=name)
     mine = standing.pop(name, None)
     others = list(standing.values())
-    if mine and mine.held and mine.loaded == request.loaded and _there(root, mine, request.topology, others):
+    if mine and mine.held and mine.loaded == request.loaded and _there(root, mine, request, others):
         # A restart: what this guest holds is what it would ask for.
         return
     step("setup.place")
@@ -168,17 +168,20 @@ def _take(request: Request, root: str) -> None:
     _reserve(root, placing.claim(request.guest, placement, request.loaded), others)
 
 
-def _there(root: str, claim: Claim, topology: Topology, others: list[Claim]) -> bool:
+def _there(root: str, claim: Claim, request: Request, others: list[Claim]) -> bool:
     """Whether what is claimed can still be had: all CPUs of a dedicated guest, one for each thread of a shared one.
 
-    And its pages, which somebody may have taken out of the pool since. A claim from before pages had CPUs to fill
-    them (0.1.0's first days) is made anew.
+    And its pages, which somebody may have taken out of the pool since. A claim from before memory had CPUs to fill it
+    (0.1.0's first days) is made anew.
     """
-    if claim.pages and (not claim.fill or any(_growth(root, claim, others, _pools(root, claim, others)).values())):
+    if request.guest.filled and not claim.fill:
         return False
+    if any(_growth(root, claim, others, _pools(root, claim, others)).values()):
+        return False
+    online = request.topology.online
     if claim.dedicated:
-        return claim.own_cpus.union(claim.emulator, *claim.iothread.values()) <= topology.online
-    return all(cpus & topology.online for cpus in (*claim.vcpu, claim.emulator, *claim.iothread.values()))
+        return claim.own_cpus.union(claim.emulator, *claim.iothread.values()) <= online
+    return all(cpus & online for cpus in (*claim.vcpu, claim.emulator, *claim.iothread.values()))
 
 
 def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:

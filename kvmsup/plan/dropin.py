@@ -91,5 +91,5 @@ def _limits(guest: Guest, host: Host) -> list[str]:
         lines.append(f"CPUAffinity={cpulist.render(emulator)}")
     if guest.memory.lock:
         lines.append("LimitMEMLOCK=infinity")
-    filled = guest.memory.size if guest.memory.page_size or guest.memory.lock else 0
+    filled = guest.memory.size if guest.filled else 0
     return lines + _patience(_START_SECONDS, filled // _FILLED_A_SECOND)

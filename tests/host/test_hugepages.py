@@ -154,8 +154,8 @@ def test_ordinary_memory_is_locked_bound_and_told_when_it_has_gone_astray(host: 
     locked = int(host.run(f"awk '/VmLck/{{print $2}}' /proc/{process}/status").stdout)
     assert locked >= 64 << 10
     (resident,) = guests.kvmsup(host, "status tiny")["resident"]
-    assert resident == {"node": 1, "size": 64 << 20, "astray": 0}
-    assert "memory     node 1: 64M touched" in host.run("kvmsup status tiny").stdout
+    assert resident == {"node": 1, "page_size": 4096, "size": 64 << 20, "astray": 0}
+    assert "memory     node 1: 64M touched, in pages of 4K" in host.run("kvmsup status tiny").stdout
     assert guests.kvmsup(host, "verify")["ok"]
     # migrate_pages(2): all that is on node 1 goes to node 0.
     script = "import ctypes; m = ctypes.c_ulong; print(ctypes.CDLL(None).syscall(256, {}, 64, {}, {}))"

@@ -12,6 +12,7 @@ from kvmsup import cpulist
 from kvmsup.effects import claims, configs, hugepages, kernel, numa_maps, systemctl
 from kvmsup.entry import release, setup
 from kvmsup.errors import HostError, KvmsupError, Refusal
+from kvmsup.model import config
 from kvmsup.model.claim import Claim
 from kvmsup.plan import dropin
 from kvmsup.steps import STEPS
@@ -324,7 +325,10 @@ def test_main_tells(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_a_claim_is_kept_while_its_cpus_are_there(held: Claim, offline: str, there: bool) -> None:
-    assert setup._there("/nowhere", held, topology(2, 2, 2, offline=cpulist.parse(offline)), []) is there
+    host = topology(2, 2, 2, offline=cpulist.parse(offline))
+    plain = config.read_guest("web", "web.toml", b'[memory]\nsize = "64M"\n').guest
+    asked = setup.Request(plain, config.read_host("host.toml", b""), host, "")
+    assert setup._there("/nowhere", held, asked, []) is there
 
 
 def test_a_restart_tops_up_what_somebody_has_taken_out(root: str, pools: Pools) -> None:
