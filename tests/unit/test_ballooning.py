@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from kvmsup.cli import balloon as verb
-from kvmsup.effects import claims, observe
+from kvmsup.effects import claims, observe, systemctl
 from kvmsup.entry.resident import ballooning
 from kvmsup.entry.resident.ballooning import Ballooning
 from kvmsup.errors import HostError, KvmsupError
@@ -361,7 +361,7 @@ def test_systemd_that_does_not_answer_is_asked_again(world: World, monkeypatch: 
     world.total, world.others = 32 * GIB, 16 * GIB
     task = world.task()
     with monkeypatch.context() as patched:
-        patched.setattr(ballooning.systemctl, "show", busy)
+        patched.setattr(systemctl, "show", busy)
         with pytest.raises(HostError):
             task.act()
     assert (task.due() or 0) > world.now
