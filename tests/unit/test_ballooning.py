@@ -304,7 +304,7 @@ HUGE = 1 << 62
 )
 def test_a_guest_that_lies_keeps_its_own_memory_and_no_more(world: World, lies: dict[str, int]) -> None:
     honest = Guest("honest", 16 * GIB, 4 * GIB, cache=12 * GIB)
-    liar = Guest("liar", 8 * GIB, 7 * GIB, cache=GIB, speed=0)  # it does not give anything either
+    liar = Guest("liar", 8 * GIB, 7 * GIB, cache=GIB, speed=0 if "actual" in lies else GIB)
     liar.lies = lies
     world.add(honest, liar)
     world.total, world.others = 32 * GIB, 10 * GIB
@@ -347,6 +347,7 @@ def test_a_time_beyond_all_clocks_ends_nothing(world: World) -> None:
     one = Guest("one", 16 * GIB, 4 * GIB, cache=12 * GIB)
     world.add(one)
     world.total, world.others = 32 * GIB, 16 * GIB
+    one.tell(world.wall)
     one.answers, one.last = False, 10**400
     world.run(world.task(), 20)
     assert one.target == one.size
