@@ -12,7 +12,7 @@ from kvmsup.cli import show
 from kvmsup.effects import balloon, configs, observe
 from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
-from kvmsup.plan.balloon import told
+from kvmsup.plan.balloon import MIB, told
 
 _PATIENCE_SECONDS = 2.0
 _LOOK_SECONDS = 0.25
@@ -63,10 +63,10 @@ def _check(claim: Claim | None, size: int) -> None:
     """Raises KvmsupError for a size that the guest's file does not allow."""
     assert claim
     bounds = f"{told(claim.balloon)} (memory.balloon.min) to {told(claim.size)} (memory.size)"
+    if size % MIB:
+        raise KvmsupError(f"{size} bytes are not a multiple of 1M", bounds)
     if not claim.balloon <= size <= claim.size:
         raise KvmsupError(f"{told(size)} is not a size for {claim.guest}", bounds)
-    if size % (1 << 20):
-        raise KvmsupError(f"{size} bytes are not a multiple of 1M", bounds)
     if claim.balloon_auto:
         hint = "memory.balloon.auto = false makes it yours to set, from the guest's next start on"
         raise KvmsupError(f"the size of {claim.guest} follows the host's memory by itself", hint)

@@ -161,7 +161,8 @@ def balloon(root: str, seen: Seen) -> dict[str, Any] | None:
         return None
     try:
         with balloons.monitor(root, seen.name, seen.pid, "admin", _PATIENCE_SECONDS) as talk:
-            told = balloons.ask(talk, _PATIENCE_SECONDS / 4)
+            polled = claim.balloon_auto and balloons.interval(talk) == balloons.POLL_SECONDS
+            told = balloons.latest(talk) if polled else balloons.ask(talk, _PATIENCE_SECONDS / 4)
             actual = balloons.actual(talk)
     except QmpError as error:
         raise KvmsupError(f"QEMU of {seen.name} cannot be asked for its balloon: {error}") from None
