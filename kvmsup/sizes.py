@@ -10,7 +10,10 @@ MOST = 1 << 52  # what x86 can address (Intel SDM, MAXPHYADDR)
 
 # systemd's own units (src/basic/parse-util.c, parse_size); those over T are for other things than guests.
 _SCALE = UNITS | {"P": 1 << 50, "E": 1 << 60, "B": 1, "": 1}
-_PART = re.compile(r"\+?([0-9]{1,20})(?:\.([0-9]{1,20}))?[ \t]*([KMGTPEB]?)[ \t]*", re.ASCII)
+_PART = re.compile(r"\+?([0-9]{1,20})(?:\.([0-9]{0,20}))?[ \t]*([KMGTPEB]?)[ \t]*", re.ASCII)
+
+# Right but for the unit, such as "8GiB" or "4g".
+_ALMOST = re.compile(r"[ \t]*\+?[0-9]+(?:\.[0-9]*)?[ \t]*[KMGTPEkmgtpe]?i?([KMGTPEkmgtpeBb])[ \t]*", re.ASCII)
 
 
 def parse(text: str) -> int:
@@ -38,9 +41,10 @@ def parse(text: str) -> int:
 
 
 def _wrong(text: str) -> str:
-    number = text.strip(" \t").rstrip("KMGTPEkmgtpeiBb ").replace(".", "")
-    if number.isascii() and number.isdigit():
-        if text.strip(" \t")[-1:] in "Bb":
+    if re.match(r"[ \t]*\+?\.[0-9]", text):
+        return "has no digit before its dot"
+    if almost := _ALMOST.fullmatch(text):
+        if almost[1] in "Bb":
             return "has a unit that reads as bytes to the base 1000 here and 1024 there"
         return "has its unit in lower case"
     return "is no number followed by K, M, G or T"

@@ -37,6 +37,7 @@ STEPS = (
     "attach.threads",  # vCPU index to tid
     "attach.pin",  # affinity and scheduler of each thread
     "attach.verify",  # read every pin back from the kernel
+    "attach.memory",  # compare hugepages with the claim; tells, never refuses
     "attach.run",  # the first guest instruction
     "attach.look-again",  # threads that were born by running
     "apply.configuration",  # a reload: read the TOML

@@ -12,8 +12,7 @@ from kvmsup.cli import show
 from kvmsup.effects import balloon, configs, observe
 from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
-from kvmsup.model.table import nearest
-from kvmsup.plan.balloon import told
+from kvmsup.plan.balloon import MIB, told
 
 _PATIENCE_SECONDS = 2.0
 _LOOK_SECONDS = 0.25
@@ -51,9 +50,7 @@ def _running(guest: str) -> observe.Seen:
     """The guest, which runs and has a balloon. Raises KvmsupError."""
     seen = observe.guests("", [guest])[0]
     if not seen.configured and not seen.claim:
-        near = nearest(guest, configs.names(""))
-        hint = f"did you mean {near}?" if near else "kvmsup list shows those there are"
-        raise KvmsupError(f"there is no guest {guest}", hint)
+        raise configs.no_guest("", guest)
     if not seen.claim or not seen.pid:
         raise KvmsupError(f"guest {guest} does not run", f"systemctl start kvm@{guest}")
     if not seen.claim.balloon:
@@ -66,10 +63,10 @@ def _check(claim: Claim | None, size: int) -> None:
     """Raises KvmsupError for a size that the guest's file does not allow."""
     assert claim
     bounds = f"{told(claim.balloon)} (memory.balloon.min) to {told(claim.size)} (memory.size)"
+    if size % MIB:
+        raise KvmsupError(f"{size} bytes are not a multiple of 1M", bounds)
     if not claim.balloon <= size <= claim.size:
         raise KvmsupError(f"{told(size)} is not a size for {claim.guest}", bounds)
-    if size % (1 << 20):
-        raise KvmsupError(f"{size} bytes are not a multiple of 1M", bounds)
     if claim.balloon_auto:
         hint = "memory.balloon.auto = false makes it yours to set, from the guest's next start on"
         raise KvmsupError(f"the size of {claim.guest} follows the host's memory by itself", hint)

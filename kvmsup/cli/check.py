@@ -95,9 +95,22 @@ def _not_loaded(name: str, file: str, root: str) -> tuple[Diagnostic, ...]:
     return ()
 
 
+def _never_merged(read: config.Read, root: str) -> Iterator[Problem]:
+    """That the guest consents to KSM in vain. A host's file that is wrong is told as such, and says nothing here."""
+    memory = read.guest.memory
+    try:
+        policy = config.read_host(configs.HOST_FILE, configs.read_host(root)).ksm
+    except KvmsupError:
+        return
+    if memory.ksm and policy == "never" and not read.guest.filled:
+        what = f'has no effect: {configs.HOST_FILE} has ksm.policy = "never"'
+        yield Problem(("memory", "ksm"), what, 'ksm = false, or policy = "pressure" there', False, "warning")
+
+
 def _placed(read: config.Read, root: str) -> tuple[Diagnostic, ...]:
     """The warnings of a sound file, with what only other files tell, and what this host does: not of another root."""
     read.document.problems.extend(nets.doubles(read.guest, _others(root)))
+    read.document.problems.extend(_never_merged(read, root))
     if root:
         return tuple(read.document.diagnostics())
     try:

@@ -64,7 +64,7 @@ def overcommitted(seen: list[observe.Seen], rows: list[dict[str, Any]]) -> Books
         for one in seen
         if one.claim and one.pid
     ]
-    return overcommit.books(promises, ksm.read("", ksm.thread("")).saved, pressure.read(""))
+    return overcommit.books(promises, ksm.read("", None), pressure.read(""))
 
 
 def _glance(host: dict[str, Any]) -> str:

@@ -198,7 +198,8 @@ def _amount(size: int) -> str:
 
 def _resident(one: dict[str, Any]) -> str:
     astray = f", {show.paint('drift')}: {_mebibytes(one['astray'])} of them may not be there" if one["astray"] else ""
-    return f"  memory     node {one['node']}: {_mebibytes(one['size'])} touched{astray}"
+    pages = sizes.render(one["page_size"])
+    return f"  memory     node {one['node']}: {_mebibytes(one['size'])} touched, in pages of {pages}{astray}"
 
 
 def _mebibytes(size: int) -> str:

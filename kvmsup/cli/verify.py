@@ -11,9 +11,19 @@ from kvmsup import cpulist, sizes
 from kvmsup.cli import show
 from kvmsup.effects import configs, fence, interfaces, kernel, observe
 from kvmsup.errors import KvmsupError
+from kvmsup.model.claim import Claim
 from kvmsup.model.table import nearest
 
 _HEADS = ("GUEST", "WHAT", "WANTED", "ACTUAL")
+
+_RELOAD = "systemctl reload kvmsup puts threads and cpusets back"
+# Automatic NUMA balancing passes bound memory by (kernel/sched/fair.c, task_numa_work, vma_policy_mof).
+_MEMORY = (
+    "a restart of the guest puts its memory back, and so may migratepages(8); that, or AllowedMemoryNodes= of its unit"
+    " or slice, may have moved it"
+)
+_NET = "ip link set LINK master BRIDGE puts an interface back, or a restart of the guest"
+_RESTART = "a restart of the guest gives it what its file says"
 
 
 class Difference(NamedTuple):
@@ -23,6 +33,7 @@ class Difference(NamedTuple):
     what: str
     wanted: str
     actual: str
+    hint: str  # what would put it right, "" where nothing is known to
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -33,12 +44,10 @@ def run(asked: argparse.Namespace) -> int:
         told: dict[str, Any] = {"ok": not found, "guests": [one.name for one in seen]}
         show.as_json(told | {"differences": [one._asdict() for one in found]})
     elif found:
-        for line in show.table(_HEADS, found):
+        for line in show.table(_HEADS, [one[: len(_HEADS)] for one in found]):
             print(line)
-        if any(one.what.startswith("net.") for one in found):
-            print("hint: ip link set LINK master BRIDGE puts one back, or a restart of the guest")
-        else:
-            print("hint: systemctl reload kvmsup puts threads back")
+        for hint in dict.fromkeys(one.hint for one in found if one.hint):
+            print(f"hint: {hint}")
     else:
         print(f"{len(seen)} running guest{' is' if len(seen) == 1 else 's are'} as claimed")
     return 1 if found else 0
@@ -60,7 +69,7 @@ def _told(seen: observe.Seen) -> list[Difference]:
     try:
         return list(differences("", seen))
     except KvmsupError as error:
-        return [Difference(seen.name, "QEMU", "an answer", error.what)]
+        return [Difference(seen.name, "QEMU", "an answer", error.what, error.hint)]
 
 
 def differences(root: str, seen: observe.Seen) -> Iterator[Difference]:
@@ -70,25 +79,32 @@ def differences(root: str, seen: observe.Seen) -> Iterator[Difference]:
     for one in observe.threads(root, seen):
         what = f"{one.role}, thread {one.tid} ({one.name})"
         if one.actual != one.wanted:
-            yield Difference(seen.name, what, f"CPU {cpulist.render(one.wanted)}", f"CPU {cpulist.render(one.actual)}")
+            wanted, actual = (f"CPU {cpulist.render(cpus)}" for cpus in (one.wanted, one.actual))
+            yield Difference(seen.name, what, wanted, actual, _RELOAD)
         if one.wanted_scheduler not in ("", one.scheduler):
-            yield Difference(seen.name, what, one.wanted_scheduler, one.scheduler)
+            yield Difference(seen.name, what, one.wanted_scheduler, one.scheduler, _RELOAD)
+    yield from _memory(root, seen, claim)
+    given = observe.cpu(root, seen)
+    if given and given.missing:
+        yield Difference(seen.name, f"CPU model {given.model}", " ".join(given.missing), "missing", _RESTART)
+    for net in interfaces.of_guest(root, claim, seen.pid):
+        if net.wrong:
+            yield Difference(seen.name, f"net.{net.name}", f"{net.link}, {net.kind} {net.over}", net.wrong, _NET)
+    if claim.core_scheduling and not kernel.core_cookie(seen.pid):
+        yield Difference(seen.name, "core scheduling", "a cookie", "none", _RESTART)
+
+
+def _memory(root: str, seen: observe.Seen, claim: Claim) -> Iterator[Difference]:
     for node, count in observe.memory(root, seen).items():
         if count != claim.pages[node]:
             size = sizes.render(claim.page_size)
-            yield Difference(seen.name, f"hugepages of {size} on node {node}", str(claim.pages[node]), str(count))
-    for part in observe.resident(root, seen):
+            what = f"hugepages of {size} on node {node}"
+            yield Difference(seen.name, what, str(claim.pages[node]), str(count), _MEMORY)
+    # What is not bound is nowhere astray, and looking for it walks all of its page tables.
+    for part in observe.resident(root, seen) if claim.nodes and not claim.page_size else ():
         if part.astray:
             what = f"memory on node {part.node}, bound to node {cpulist.render(claim.nodes)}"
-            yield Difference(seen.name, what, "none", f"{part.astray >> 10}K")
-    given = observe.cpu(root, seen)
-    if given and given.missing:
-        yield Difference(seen.name, f"CPU model {given.model}", " ".join(given.missing), "missing")
-    for net in interfaces.of_guest(root, claim, seen.pid):
-        if net.wrong:
-            yield Difference(seen.name, f"net.{net.name}", f"{net.link}, {net.kind} {net.over}", net.wrong)
-    if claim.core_scheduling and not kernel.core_cookie(seen.pid):
-        yield Difference(seen.name, "core scheduling", "a cookie", "none")
+            yield Difference(seen.name, what, "none", f"{part.astray >> 10}K", _MEMORY)
 
 
 def _fence(root: str, seen: list[observe.Seen]) -> Iterator[Difference]:
@@ -98,4 +114,4 @@ def _fence(root: str, seen: list[observe.Seen]) -> Iterator[Difference]:
     allowed = fence.effective(root) if shared else None
     if allowed is not None and allowed & owned:
         wanted = f"none of CPU {cpulist.render(owned)}"
-        yield Difference("", f"cpuset of {fence.SHARED}", wanted, f"CPU {cpulist.render(allowed)}")
+        yield Difference("", f"cpuset of {fence.SHARED}", wanted, f"CPU {cpulist.render(allowed)}", _RELOAD)

@@ -15,18 +15,24 @@ from kvmsup.plan.paths import socket
 
 _DEVICE = "/machine/peripheral/balloon"
 _INTERVAL = "guest-stats-polling-interval"
+# The supervisor's, so that each of its turns sees what the last one did; and that of somebody who asks once.
+POLL_SECONDS, _ONCE_SECONDS = 2, 1
+_FRESH_SECONDS = 3 * POLL_SECONDS
 # What the driver does not tell is -1 in 64 bits (include/standard-headers/linux/virtio_balloon.h).
 _UNSET = (1 << 64) - 1
 
 
 class Statistics(NamedTuple):
-    """What the guest's driver told `age` seconds ago; bytes, and counts since the guest's boot."""
+    """What the guest's driver told; bytes, and counts since the guest's boot. None of it needs to be true.
+
+    `last` is when, in whole seconds of the host's clock at that time, which somebody may have set since.
+    """
 
     available: int
     free: int
     swapped_out: int
     major_faults: int
-    age: float
+    last: int
 
 
 def monitor(root: str, guest: str, pid: int, whose: str, patience: float) -> qmp.Monitor:
@@ -88,7 +94,7 @@ def statistics(talk: qmp.Conversation) -> Statistics | None:
         free=free,
         swapped_out=swapped or 0,
         major_faults=faults or 0,
-        age=max(0.0, time.time() - last),
+        last=last,
     )
 
 
@@ -97,18 +103,28 @@ def _number(stats: dict[str, Any], name: str) -> int | None:
     return None if value < 0 or value == _UNSET else value
 
 
+def latest(talk: qmp.Conversation) -> Statistics | None:
+    """The statistics of a guest that the supervisor polls; None where they are not of now. Raises QmpError."""
+    found = statistics(talk)
+    # From the future: the clock has been set back since.
+    return found if found and 0 <= int(time.time()) - found.last <= _FRESH_SECONDS else None
+
+
 def ask(talk: qmp.Conversation, patience: float) -> Statistics | None:
-    """The guest's statistics as of now, also while nobody polls them; None without an answer. Raises QmpError."""
-    if interval(talk):
-        return statistics(talk)
-    start = time.time()
-    poll(talk, 1)
+    """The statistics as of now, of a guest that nobody polls; None without an answer in `patience` seconds.
+
+    Nobody polls it afterwards: who was killed while asking may have left it polled. Raises QmpError.
+    """
+    before, start, deadline = statistics(talk), int(time.time()), time.monotonic() + patience
+    poll(talk, 0)  # QEMU asks the driver at once when polling begins, not when it goes on
+    poll(talk, _ONCE_SECONDS)
     try:
         # QEMU keeps whole seconds (hw/virtio/virtio-balloon.c, stats_last_update).
-        while (found := statistics(talk)) is None or found.age > time.time() - int(start):
-            if time.time() > start + patience:
+        while not (found := statistics(talk)) or found.last == (before.last if before else 0) != start:
+            if time.monotonic() > deadline:
                 return None
             time.sleep(0.02)
         return found
     finally:
-        poll(talk, 0)
+        if interval(talk) == _ONCE_SECONDS:  # or it is the supervisor's by now
+            poll(talk, 0)

@@ -4,14 +4,37 @@
 from __future__ import annotations
 
 from kvmsup.effects import files
+from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
+
+
+def _path(claim: Claim) -> str:
+    return f"/kvm.slice/{_slice(claim)}/kvm@{claim.guest}.service"
+
+
+def _slice(claim: Claim) -> str:
+    return f"kvm-{'dedicated' if claim.dedicated else 'shared'}.slice"
 
 
 def processes(root: str, claim: Claim) -> list[int]:
     """The pids in the control group of the claim's kvm@ unit; none where it does not run."""
-    kind = "dedicated" if claim.dedicated else "shared"
-    unit = f"kvm.slice/kvm-{kind}.slice/kvm@{claim.guest}.service"
     try:
-        return [int(pid) for pid in files.read(f"{root}/sys/fs/cgroup/{unit}/cgroup.procs").split()]
+        return [int(pid) for pid in files.read(f"{root}/sys/fs/cgroup{_path(claim)}/cgroup.procs").split()]
     except OSError:
         return []
+
+
+def check_slice(root: str, pid: int, claim: Claim) -> None:
+    """Raises HostError when somebody's drop-in has put the guest, whose QEMU is `pid`, into another slice."""
+    try:
+        # 0::PATH (cgroups(7)); version 1 has other lines beside it.
+        lines = files.read(f"{root}/proc/{pid}/cgroup").splitlines()
+    except OSError:
+        return
+    path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
+    if path.endswith(f"/kvm@{claim.guest}.service") and path != _path(claim):
+        where = path.split("/")[-2] or "the root slice"
+        raise HostError(
+            f"kvm@{claim.guest} runs in {where} instead of {_slice(claim)}, which keeps guests off each other's CPUs",
+            f"take Slice= out of its drop-ins (systemctl cat kvm@{claim.guest}); {_slice(claim)} may have limits",
+        )

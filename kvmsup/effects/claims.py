@@ -78,6 +78,19 @@ def _locked(root: str, operation: int) -> Iterator[None]:
         os.close(descriptor)
 
 
+def holder(root: str) -> str:
+    """Who holds the lock, for people: lines of `1: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE 0 EOF` (proc(5))."""
+    try:
+        inode = os.stat(f"{root}{RUN}/lock").st_ino
+        lines = [line.split() for line in files.read(f"{root}/proc/locks").splitlines()]
+        pid = next(words[4] for words in lines if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(inode))
+        command = files.read(f"{root}/proc/{pid}/cmdline").split("\0")[:-1]  # it ends with one, too
+    except (OSError, StopIteration, IndexError):
+        return "the claims' lock"
+    # python3 …/kvmsup-guest setup web
+    return files.printable(f"the claims' lock, which process {pid} has ({' '.join(command[-2:])})"[:200])
+
+
 def names(root: str) -> list[str]:
     """The guests that have a claim, sorted. Raises HostError when the directory cannot be read."""
     try:

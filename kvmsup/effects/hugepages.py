@@ -22,11 +22,16 @@ _SETTLE_SECONDS = 2.0
 
 
 class Pool(NamedTuple):
-    """One node's pages of one size: all of the persistent pool, those nobody has faulted, and the overcommitted."""
+    """One node's pages of one size: all, those nobody has faulted, and those of all that are overcommitted."""
 
     total: int
     free: int
     surplus: int
+
+    @property
+    def persistent(self) -> int:
+        """Those that stay when nobody uses them."""
+        return self.total - self.surplus
 
 
 def _directory(root: str, node: int, page_size: int) -> str:
@@ -61,16 +66,17 @@ def pools(root: str, node: int) -> dict[int, Pool]:
     return {page_size: pool(root, node, page_size) for page_size in sizes_there}
 
 
-def resize(root: str, node: int, page_size: int, total: int) -> Pool:
-    """Ask for `total` pages and return what came of it. Raises HostError when the kernel refuses outright."""
-    files.write_attribute(f"{_directory(root, node, page_size)}/nr_hugepages", str(total))
+def resize(root: str, node: int, page_size: int, persistent: int) -> Pool:
+    """Ask for `persistent` pages and return what came of it. Raises HostError when the kernel refuses outright."""
+    files.write_attribute(f"{_directory(root, node, page_size)}/nr_hugepages", str(persistent))
     return pool(root, node, page_size)
 
 
 def grow(root: str, node: int, page_size: int, count: int) -> int:
     """Add `count` pages to the pool, compacting memory where they do not come at once; returns how many came.
 
-    Raises HostError when the kernel refuses outright.
+    Overcommitted pages of others become the pool's own on the way: the kernel does that before it adds any. Raises
+    HostError when the kernel refuses outright.
     """
     before = pool(root, node, page_size).total
     after = resize(root, node, page_size, before + count).total
@@ -96,6 +102,25 @@ def promised(root: str, node: int, page_size: int, others: Iterable[Claim]) -> i
     )
 
 
+def reserved(root: str, page_size: int, others: Iterable[Claim]) -> int:
+    """Pages that processes other than the guests of `others` have mapped and not touched, on whatever node.
+
+    The kernel counts those of guests too, from the moment that QEMU maps them: until then they are promises alone.
+    """
+    try:
+        path = f"{root}/sys/kernel/mm/hugepages/hugepages-{page_size >> 10}kB/resv_hugepages"
+        everybodys = int(files.read(path))
+    except (OSError, ValueError):
+        return 0
+    mapped = [claim for claim in others if claim.page_size == page_size and _maps(root, claim)] if everybodys else []
+    nodes = frozenset[int]().union(*(claim.pages for claim in mapped))
+    return max(0, everybodys - sum(promised(root, node, page_size, mapped) for node in nodes))
+
+
+def _maps(root: str, claim: Claim) -> bool:
+    return any(numa_maps.maps_hugepages(root, pid) for pid in cgroup.processes(root, claim))
+
+
 def faulted(root: str, claim: Claim, node: int) -> int:
     """Pages of the claim's size on `node` that the guest's processes have mapped and touched."""
     pids = cgroup.processes(root, claim)
@@ -113,8 +138,11 @@ def give_back(root: str, claim: Claim, others: list[Claim]) -> dict[int, int]:
         now = pool(root, node, claim.page_size)
         before = claim.before.get(node, 0)
         grown = planned if claim.held else pages.grown_so_far(before, now.total, planned)
-        if grown:
-            left[node] = _shrink(root, claim.page_size, node, grown, others)
+        absorbed = claim.absorbed.get(node, 0)
+        if absorbed and not claim.held:
+            absorbed = pages.absorbed_so_far(absorbed, now.surplus, before, now.total)
+        if grown or absorbed:
+            left[node] = _shrink(root, claim.page_size, node, grown, absorbed, others)
     return {node: count for node, count in left.items() if count}
 
 
@@ -128,8 +156,12 @@ def unpromised(root: str, node: int, page_size: int, others: Iterable[Claim]) ->
     return pool(root, node, page_size), reserved
 
 
-def _shrink(root: str, page_size: int, node: int, grown: int, others: list[Claim]) -> int:
-    """Shrink by up to `grown` pages, waiting a moment for a dying QEMU's; returns how many are still missing."""
+def _shrink(root: str, page_size: int, node: int, grown: int, absorbed: int, others: list[Claim]) -> int:
+    """Shrink by up to `grown` pages, waiting a moment for a dying QEMU's; returns how many are still missing.
+
+    Beside those, `absorbed` pages are to be overcommitted again. The kernel takes what is free before it makes any so,
+    which may not be what somebody was promised: then they stay.
+    """
     deadline = time.monotonic() + _SETTLE_SECONDS
     count = 0
     while True:
@@ -139,5 +171,6 @@ def _shrink(root: str, page_size: int, node: int, grown: int, others: list[Claim
         if count == grown or now.total < grown or time.monotonic() > deadline:
             break
         time.sleep(0.02)
-    after = resize(root, node, page_size, max(0, now.total - count))
-    return grown - (now.total - after.total)
+    overcommitted = 0 if reserved else absorbed
+    after = resize(root, node, page_size, max(0, now.persistent - count - overcommitted))
+    return max(0, grown - (now.total - after.total))

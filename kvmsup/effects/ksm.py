@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from kvmsup.effects import cgroup, files, pressure
+from kvmsup.effects import cgroup, files, pressure, proc
 from kvmsup.effects.claims import RUN
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
@@ -19,7 +19,6 @@ from kvmsup.model.ksm import PAGE, Figures, Merged, Settings
 from kvmsup.plan.ksm import can_unmerge
 
 _OFF, _ON, _UNMERGE = "0", "1", "2"
-_PF_KTHREAD = 0x00200000  # include/linux/sched.h
 
 
 class _Knob(NamedTuple):
@@ -148,47 +147,36 @@ def thread(root: str) -> int | None:
         pids = sorted(int(name) for name in os.listdir(f"{root}/proc") if name.isdecimal())
     except OSError:
         return None
-    return next((pid for pid in pids if _is_ksmd(_stat(root, pid))), None)
+    return next((pid for pid in pids if _is_ksmd(proc.stat(f"{root}/proc/{pid}"))), None)
 
 
-def _is_ksmd(stat: tuple[str, list[str]]) -> bool:
-    name, words = stat
-    return name == "ksmd" and len(words) > 12 and bool(int(words[6]) & _PF_KTHREAD)
-
-
-def _stat(root: str, pid: int) -> tuple[str, list[str]]:
-    """The name, and the fields of stat from the third on (proc(5)); empty when it is gone."""
-    try:
-        head, _, tail = files.read(f"{root}/proc/{pid}/stat").rpartition(")")
-    except OSError:
-        return "", []
-    return head.partition("(")[2], tail.split()
+def _is_ksmd(stat: proc.Stat | None) -> bool:
+    return stat is not None and stat.kernel and stat.name == "ksmd"
 
 
 def read(root: str, ksmd: int | None) -> Figures:
     """What KSM has done so far; `ksmd` is its thread, for the CPU time."""
     names = ("pages_shared", "pages_sharing", "pages_unshared", "pages_volatile", "full_scans")
-    _, words = _stat(root, ksmd) if ksmd else ("", [])
-    ticks = int(words[11]) + int(words[12]) if len(words) > 12 else 0  # utime and stime
+    stat = proc.stat(f"{root}/proc/{ksmd}") if ksmd else None
     shared, sharing, unshared, volatile, scans = (_number(_path(root, name)) for name in names)
-    return Figures(shared, sharing, unshared, volatile, scans, ticks / os.sysconf("SC_CLK_TCK"))
+    return Figures(shared, sharing, unshared, volatile, scans, stat.cpu_seconds if stat else 0.0)
 
 
 def resident(root: str, claims: Iterable[Claim]) -> int:
     """Pages of anonymous memory that the QEMUs of `claims` have: what KSM may look at is among them."""
     pids = [pid for claim in claims for pid in cgroup.processes(root, claim)]
-    return sum(_fields(f"{root}/proc/{pid}/status").get("RssAnon", 0) * 1024 // PAGE for pid in pids)
+    return sum(proc.of_process(root, pid).get("RssAnon", 0) // PAGE for pid in pids)
 
 
 def of_process(root: str, pid: int) -> Merged | None:
     """What of process `pid` is merged; None where the kernel does not tell."""
-    told = _fields(f"{root}/proc/{pid}/ksm_stat")
+    told = _numbers(f"{root}/proc/{pid}/ksm_stat")
     pages = told.get("ksm_merging_pages")
     if pages is None:  # Linux < 6.4
-        path = f"{root}/proc/{pid}/ksm_merging_pages"
-        if not os.path.exists(path):
+        try:
+            pages = int(files.read(f"{root}/proc/{pid}/ksm_merging_pages"))
+        except (OSError, ValueError):
             return None
-        pages = _number(path)
     return Merged(pages * PAGE, told.get("ksm_process_profit"))
 
 
@@ -199,12 +187,10 @@ def _number(path: str) -> int:
         return 0
 
 
-def _fields(path: str) -> dict[str, int]:
-    """The numbers behind the first words of the lines of a file of /proc/PID; empty when the process is gone."""
+def _numbers(path: str) -> dict[str, int]:
+    """The numbers behind the names in the lines of the file at `path`; none when the process is gone."""
     try:
         lines = [line.split() for line in files.read(path).splitlines()]
     except OSError:
         return {}
-    return {
-        words[0].rstrip(":"): int(words[1]) for words in lines if len(words) > 1 and words[1].lstrip("-").isdecimal()
-    }
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].lstrip("-").isdecimal()}

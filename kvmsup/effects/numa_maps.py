@@ -9,19 +9,29 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from kvmsup import cpulist
-from kvmsup.effects import files
+from kvmsup.effects import files, proc
 
 
 class Mapping(NamedTuple):
     """One mapping; `bound` are the nodes that its memory may come from, empty where any may."""
 
     bound: frozenset[int]
+    own: bool  # the memory of the process itself, no file's
     page_size: int
     pages: dict[int, int]  # by node
+
+
+class Part(NamedTuple):
+    """Bytes of memory on one node in pages of one size; `astray` of them are where they may not be."""
+
+    node: int
+    page_size: int  # that of the page tables; transparent hugepages are told as small pages (proc(5), numa_maps)
+    size: int
+    astray: int
 
 
 class User(NamedTuple):
@@ -54,8 +64,18 @@ def _parse(lines: list[str]) -> Iterator[Mapping]:
             bound = cpulist.parse(nodes) if mode.partition("=")[0] == "bind" else frozenset[int]()
         except ValueError:
             continue
-        if pages:
-            yield Mapping(bound, page_size, pages)
+        if pages and page_size:
+            # A memfd is nobody's file: QEMU's hugepages are in one.
+            yield Mapping(bound, pairs.get("file", "/memfd:").startswith("/memfd:"), page_size, pages)
+
+
+def maps_hugepages(root: str, pid: int) -> bool:
+    """Whether `pid` has a mapping of hugepages, touched or not."""
+    try:
+        lines = files.read(f"{root}/proc/{pid}/numa_maps").splitlines()
+    except OSError:
+        return False
+    return any("huge" in line.split() for line in lines)
 
 
 def users(root: str, node: int, page_size: int) -> list[User]:
@@ -66,7 +86,16 @@ def users(root: str, node: int, page_size: int) -> list[User]:
 
 def pages(root: str, pid: int, node: int, page_size: int) -> int:
     """How many pages of `page_size` (bytes) `pid` has on `node`; 0 when it has ended."""
-    return sum(one.pages.get(node, 0) for one in mappings(root, pid) if one.page_size == page_size)
+    return of_size(root, pid, page_size).get(node, 0)
+
+
+def of_size(root: str, pid: int, page_size: int) -> dict[int, int]:
+    """How many pages of `page_size` (bytes) `pid` has, by node; none when it has ended."""
+    found: Counter[int] = Counter()
+    for one in mappings(root, pid):
+        if one.page_size == page_size:
+            found.update(one.pages)
+    return dict(sorted(found.items()))
 
 
 def _with_hugepages(root: str) -> Iterator[tuple[int, str]]:
@@ -76,22 +105,26 @@ def _with_hugepages(root: str) -> Iterator[tuple[int, str]]:
     except OSError:
         return
     for pid in pids:
-        try:
-            lines = files.read(f"{root}/proc/{pid}/status").splitlines()
-        except OSError:
-            continue  # it has ended
-        told = dict(line.split(":", 1) for line in lines if ":" in line)
-        if told.get("HugetlbPages", "0 kB").split()[:1] not in ([], ["0"]):
-            yield pid, told.get("Name", "").strip()
+        if proc.of_process(root, pid).get("HugetlbPages") and (stat := proc.stat(f"{root}/proc/{pid}")):
+            yield pid, stat.name
 
 
-def bound(root: str, pid: int) -> tuple[dict[int, int], dict[int, int]]:
-    """Bytes by node of the bound mappings of `pid`, a guest's memory, and of those what is where it may not be."""
-    there: Counter[int] = Counter()
-    astray: Counter[int] = Counter()
-    for one in mappings(root, pid):
-        for node, count in one.pages.items() if one.bound else ():
-            there[node] += count * one.page_size
-            if node not in one.bound:
-                astray[node] += count * one.page_size
-    return dict(sorted(there.items())), dict(sorted(astray.items()))
+def bound(root: str, pid: int) -> list[Part]:
+    """Where the bound memory of `pid`, a guest's, is, by node and page size; nothing when it has ended."""
+    return _parts(one for one in mappings(root, pid) if one.bound)
+
+
+def own(root: str, pid: int) -> list[Part]:
+    """Where all memory of `pid` is that is no file's, by node and page size; nothing when it has ended."""
+    return _parts(one for one in mappings(root, pid) if one.own)
+
+
+def _parts(found: Iterable[Mapping]) -> list[Part]:
+    there: Counter[tuple[int, int]] = Counter()
+    astray: Counter[tuple[int, int]] = Counter()
+    for one in found:
+        for node, count in one.pages.items():
+            there[node, one.page_size] += count * one.page_size
+            if one.bound and node not in one.bound:
+                astray[node, one.page_size] += count * one.page_size
+    return [Part(*place, size, astray[place]) for place, size in sorted(there.items())]

@@ -26,6 +26,7 @@ from kvmsup.effects import (
 )
 from kvmsup.effects import threads as guest_threads
 from kvmsup.effects.foreign import Foreign
+from kvmsup.effects.numa_maps import Part
 from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
 from kvmsup.plan.duties import Duty
@@ -184,7 +185,8 @@ def balloon(root: str, seen: Seen) -> dict[str, Any] | None:
         return None
     try:
         with balloons.monitor(root, seen.name, seen.pid, "admin", _PATIENCE_SECONDS) as talk:
-            told = balloons.ask(talk, _PATIENCE_SECONDS / 4)
+            polled = claim.balloon_auto and balloons.interval(talk) == balloons.POLL_SECONDS
+            told = balloons.latest(talk) if polled else balloons.ask(talk, _PATIENCE_SECONDS / 4)
             actual = balloons.actual(talk)
     except QmpError as error:
         raise KvmsupError(f"QEMU of {seen.name} cannot be asked for its balloon: {error}") from None
@@ -218,18 +220,11 @@ def memory(root: str, seen: Seen) -> dict[int, int]:
     return {node: hugepages.faulted(root, claim, node) for node in claim.pages} if claim else {}
 
 
-class Resident(NamedTuple):
-    """Bytes of a bound guest's memory on one node; `astray` of them are where they may not be."""
+def resident(root: str, seen: Seen) -> list[Part]:
+    """Where the memory of a running guest is, as far as it has been touched.
 
-    node: int
-    size: int
-    astray: int
-
-
-def resident(root: str, seen: Seen) -> list[Resident]:
-    """Where the ordinary memory of a bound guest is, as far as it has been touched; none for any other guest."""
-    claim = seen.claim
-    if not claim or not claim.nodes or claim.page_size or not seen.pid:
+    What is bound is the guest's alone. Of a guest whose memory is not bound, QEMU's own is among it.
+    """
+    if not seen.claim or not seen.pid:
         return []
-    there, astray = numa_maps.bound(root, seen.pid)
-    return [Resident(node, size, astray.get(node, 0)) for node, size in there.items()]
+    return numa_maps.bound(root, seen.pid) if seen.claim.nodes else numa_maps.own(root, seen.pid)

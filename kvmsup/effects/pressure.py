@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from kvmsup.effects import files
+from kvmsup.effects import files, proc
 from kvmsup.errors import HostError
 from kvmsup.model.pressure import HostMemory, Stall
 
@@ -12,7 +12,7 @@ def read(root: str) -> HostMemory:
     """The host's memory now. Raises HostError where /proc/meminfo is not what its documentation says."""
     path = f"{root}/proc/meminfo"
     try:
-        found = _meminfo(files.read(path))
+        found = proc.amounts(path)
         return HostMemory(
             total=found["MemTotal"],
             available=found["MemAvailable"],
@@ -25,16 +25,6 @@ def read(root: str) -> HostMemory:
         raise HostError(f"{path}: cannot be read: {error.strerror}") from None
     except KeyError as error:
         raise HostError(f"{path}: has no {error.args[0]}") from None
-
-
-def _meminfo(text: str) -> dict[str, int]:
-    """Bytes by name of the lines that are counted in kB; other lines, such as those that count pages, are left out."""
-    found = {}
-    for line in text.splitlines():
-        match line.split():
-            case [name, amount, "kB"] if amount.isdecimal():
-                found[name.removesuffix(":")] = int(amount) * 1024
-    return found
 
 
 def _stall(path: str) -> Stall | None:

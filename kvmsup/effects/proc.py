@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the kernel tells of one thread in /proc/PID/stat (proc(5)), and signals to processes."""
+"""Processes: what the kernel tells of them and of memory in /proc (proc(5)), and signals to them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ _PF_KTHREAD, _PF_NO_SETAFFINITY = 0x00200000, 0x04000000
 
 
 class Stat(NamedTuple):
-    """`bound`: the kernel does not let anybody move it."""
+    """`bound`: the kernel does not let anybody move it. `cpu_seconds` are those it has run for."""
 
     name: str
     kernel: bool
     bound: bool
     last_cpu: int
+    cpu_seconds: float
 
 
 def stat(directory: str) -> Stat | None:
-    """Fields 2, 9 and 39 of `directory`/stat, a thread's below /proc; None when it has ended.
+    """Fields 2, 9, 14, 15 and 39 of `directory`/stat, a thread's below /proc; None when it has ended.
 
     The name is for people: any thread may change its own, to any 15 bytes, spaces and parentheses among them.
     """
@@ -31,10 +32,12 @@ def stat(directory: str) -> Stat | None:
         head, _, tail = files.read(f"{directory}/stat").rpartition(")")
         fields = tail.split()  # the first is field 3
         flags, last_cpu = int(fields[9 - 3]), int(fields[39 - 3])
+        ticks = int(fields[14 - 3]) + int(fields[15 - 3])  # in user mode and in the kernel
     except (OSError, IndexError, ValueError):
         return None
     name = files.printable(head.partition("(")[2])
-    return Stat(name, bool(flags & _PF_KTHREAD), bool(flags & _PF_NO_SETAFFINITY), last_cpu)
+    seconds = ticks / os.sysconf("SC_CLK_TCK")
+    return Stat(name, bool(flags & _PF_KTHREAD), bool(flags & _PF_NO_SETAFFINITY), last_cpu, seconds)
 
 
 def is_stopped(directory: str) -> bool:
@@ -51,3 +54,24 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         pass
+
+
+def amounts(path: str) -> dict[str, int]:
+    """Bytes by name of the lines of the file at `path` that are counted in kB. Raises OSError when it is gone.
+
+    Other lines, such as those that count pages, are left out.
+    """
+    found = {}
+    for line in files.read(path).splitlines():
+        match line.split():
+            case [name, amount, "kB"] if amount.isdecimal():
+                found[name.removesuffix(":")] = int(amount) << 10
+    return found
+
+
+def of_process(root: str, pid: int) -> dict[str, int]:
+    """The amounts of memory of process `pid`, such as RssAnon; none when it has ended."""
+    try:
+        return amounts(f"{root}/proc/{pid}/status")
+    except OSError:
+        return {}

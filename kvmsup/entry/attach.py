@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from kvmsup import cpulist
-from kvmsup.effects import handover, journal, kernel, pin, proc, qmp, threads
+from kvmsup import cpulist, sizes
+from kvmsup.effects import cgroup, handover, journal, kernel, numa_maps, pin, proc, qmp, threads
 from kvmsup.entry import stopping
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
@@ -70,6 +70,7 @@ def run(name: str, pid: int, claim: Claim, root: str, plugged: Sequence[plugs.Pl
     """
     ran = False
     try:
+        cgroup.check_slice(root, pid, claim)
         step("attach.connect")
         with qmp.Monitor(root + socket(name, "control.qmp"), pid) as monitor:
             wanted = _prepare(monitor, pid, claim, root, plugged)
@@ -105,6 +106,8 @@ def _prepare(
     _pin(pid, claim, wanted)
     step("attach.verify")
     _verify(root, claim, wanted)
+    step("attach.memory")
+    _look_for_hugepages(root, pid, claim)
     return wanted
 
 
@@ -143,6 +146,24 @@ def _verify(root: str, claim: Claim, wanted: dict[int, Duty]) -> None:
             raise HostError(f"{_told(root, tid)} runs as {pin.scheduled(tid)} after it was made {duty.scheduler}")
         if claim.core_scheduling and duty.role != "emulator" and not kernel.core_cookie(tid):
             raise HostError(f"{_told(root, tid)} shares its core with anybody after it was given a cookie")
+
+
+def _look_for_hugepages(root: str, pid: int, claim: Claim) -> None:
+    """Say so when they are not all where they were claimed, and only there.
+
+    QEMU has bound and filled them, so that nobody should ever see this; and the guest has its memory all the same, so
+    it may run. Ordinary pages are not looked for: see design.md, section 9.
+    """
+    found = numa_maps.of_size(root, pid, claim.page_size) if claim.pages else {}
+    if found != claim.pages:
+        size = sizes.render(claim.page_size)
+        told = f"its hugepages of {size} are on {_counted(found)}, claimed are {_counted(claim.pages)}"
+        journal.say(journal.WARNING, f"{told}; kvmsup status {claim.guest} tells what is where")
+
+
+def _counted(pages: Mapping[int, int]) -> str:
+    """Pages by node in words."""
+    return " and ".join(f"node {node}: {count}" for node, count in sorted(pages.items())) or "no node"
 
 
 def _told(root: str, tid: int) -> str:

@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 from kvmsup.effects import claims, journal, ledger, systemctl
+from kvmsup.entry import patience
 from kvmsup.errors import KvmsupError
 from kvmsup.steps import step
+
+# TimeoutStopSec= of kvm-setup@.service.
+_SECONDS = 60
 
 
 def main(name: str, root: str = "") -> int:
@@ -27,7 +32,7 @@ def run(name: str, root: str) -> list[str]:
     Raises KvmsupError.
     """
     step("release.lock")
-    with claims.lock(root):
+    with patience.lock(root, _SECONDS, partial(journal.tell, root, name, journal.NOTICE)):
         known = claims.read_all(root)
         mine = known.pop(name, None)
         if mine is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from typing import NamedTuple
 
 from kvmsup.effects import (
@@ -31,6 +32,7 @@ from kvmsup.effects import (
     systemctl,
     vsock,
 )
+from kvmsup.entry import patience
 from kvmsup.errors import HostError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
@@ -74,11 +76,12 @@ def run(name: str, root: str) -> None:
     _check_host(request.guest, root)
     found = backing.find(root, request.guest, _is_early)
     deadline = time.monotonic() + PATIENCE_SECONDS
+    tell = partial(journal.tell, root, name, journal.NOTICE)
     told = False
     while True:
         try:
             step("setup.lock")
-            with claims.lock(root):
+            with patience.lock(root, dropin.setup_seconds(request.guest), tell):
                 _take(request, found, root)
                 step("setup.record")
                 return running.write(root, name, changes.flatten(request.guest))
@@ -86,8 +89,7 @@ def run(name: str, root: str) -> None:
             if time.monotonic() > deadline or not _leaving(refusal.holders):
                 raise
             if not told:
-                waiting = f"waiting for {' and '.join(refusal.holders)} to stop: {refusal.what}"
-                journal.tell(root, name, journal.NOTICE, waiting)
+                tell(f"waiting for {' and '.join(refusal.holders)} to stop: {refusal.what}")
                 told = True
             time.sleep(_GLANCE_SECONDS)
 
@@ -157,7 +159,7 @@ def _take(request: Request, found: backing.Backing, root: str) -> None:
     mine = standing.pop(name, None)
     others = list(standing.values())
     refusals.check_disks(name, found.disks, others)
-    if mine and mine.held and mine.loaded == request.loaded and _there(mine, request.topology):
+    if mine and mine.held and mine.loaded == request.loaded and _there(root, mine, request, others):
         # A restart: what this guest holds is what it would ask for. Of its disks some may have been made since.
         if (mine.disks, mine.aio, mine.firmware, mine.nvram) != found:
             claims.write(root, mine._replace(**found._asdict()))
@@ -171,11 +173,20 @@ def _take(request: Request, found: backing.Backing, root: str) -> None:
     _reserve(root, claim._replace(**found._asdict()), others)
 
 
-def _there(claim: Claim, topology: Topology) -> bool:
-    """Whether what is claimed can still be had: all CPUs of a dedicated guest, one for each thread of a shared one."""
+def _there(root: str, claim: Claim, request: Request, others: list[Claim]) -> bool:
+    """Whether what is claimed can still be had: all CPUs of a dedicated guest, one for each thread of a shared one.
+
+    And its pages, which somebody may have taken out of the pool since. A claim from before memory had CPUs to fill it
+    (0.1.0's first days) is made anew.
+    """
+    if request.guest.filled and not claim.fill:
+        return False
+    if any(_growth(root, claim, others, _pools(root, claim, others)).values()):
+        return False
+    online = request.topology.online
     if claim.dedicated:
-        return claim.own_cpus.union(claim.emulator, *claim.iothread.values()) <= topology.online
-    return all(cpus & topology.online for cpus in (*claim.vcpu, claim.emulator, *claim.iothread.values()))
+        return claim.own_cpus.union(claim.emulator, *claim.iothread.values()) <= online
+    return all(cpus & online for cpus in (*claim.vcpu, claim.emulator, *claim.iothread.values()))
 
 
 def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:
@@ -183,20 +194,39 @@ def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:
 
     On a shortfall the claim stays as it is: the release that follows a failed setup undoes what it says.
     """
-    grow: dict[int, int] = {}
-    before: dict[int, int] = {}
-    for node, need in claim.pages.items():
-        pool, promised = hugepages.unpromised(root, node, claim.page_size, others)
-        grow[node], before[node] = pages.to_grow(need, pool.free, promised), pool.total
+    pools = _pools(root, claim, others)
+    grow = _growth(root, claim, others, pools)
+    grown = claim._replace(
+        grown=grow,
+        before={node: pools[node][0].total for node in grow},
+        absorbed={node: pools[node][0].surplus for node, count in grow.items() if count and pools[node][0].surplus},
+    )
     step("setup.intend")
-    claims.write(root, claim._replace(grown=grow, before=before))
+    claims.write(root, grown)
     step("setup.reserve")
     for node, count in grow.items():
         _grow(root, claim, node, count, others)
     step("setup.fence")
     fence.settle(root, [*others, claim])
     step("setup.hold")
-    claims.write(root, claim._replace(grown=grow, held=True))
+    claims.write(root, grown._replace(held=True))
+
+
+def _pools(root: str, claim: Claim, others: list[Claim]) -> dict[int, tuple[hugepages.Pool, int]]:
+    """Every node's pool of the claim's page size, and what `others` were promised of it; none with ordinary pages."""
+    size = claim.page_size
+    nodes = sysfs.nodes(root) if size else []
+    there = [node for node in nodes if node in claim.pages or size in hugepages.pools(root, node)]
+    return {node: hugepages.unpromised(root, node, size, others) for node in there}
+
+
+def _growth(
+    root: str, claim: Claim, others: list[Claim], pools: dict[int, tuple[hugepages.Pool, int]]
+) -> dict[int, int]:
+    free = {node: pool.free for node, (pool, _) in pools.items()}
+    promised = {node: count for node, (_, count) in pools.items()}
+    reserved = hugepages.reserved(root, claim.page_size, others) if claim.pages else 0
+    return pages.growth(claim.pages, free, promised, reserved)
 
 
 def _grow(root: str, claim: Claim, node: int, count: int, others: list[Claim]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import count
+from types import MappingProxyType
 from typing import NamedTuple
 
 from kvmsup import cpulist
@@ -40,9 +41,10 @@ class Held(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """`pages`, `grown` and `before` count hugepages of `page_size` bytes by host node.
+    """`pages`, `grown`, `before` and `absorbed` count hugepages of `page_size` bytes by host node.
 
-    While `held` is false, setup is at work: `grown` is then what it may have added to a pool that stood at `before`.
+    While `held` is false, setup is at work: `grown` is then what it may have added to a pool that stood at `before`,
+    and `absorbed` what the pool may have made its own of the pages that others have beyond it (overcommitted).
     """
 
     guest: str
@@ -76,6 +78,7 @@ class Claim(NamedTuple):
     aio: str = ""  # how QEMU does asynchronous I/O where the TOML leaves that open
     firmware: str = ""  # paths: the program of UEFI, and what the guest's NVRAM begins as
     nvram: str = ""
+    absorbed: Mapping[int, int] = MappingProxyType({})
 
     @property
     def own_cpus(self) -> frozenset[int]:
@@ -105,6 +108,7 @@ def render(claim: Claim) -> str:
         "PAGES": _counts(claim.pages),
         "PAGES_GROWN": _counts(claim.grown),
         "POOL_BEFORE": _counts(claim.before),
+        "POOL_ABSORBED": _counts(claim.absorbed),
         "KSM": "yes" if claim.ksm else "no",
         "LOADED": claim.loaded,
         "SIZE": str(claim.size),
@@ -164,6 +168,7 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             aio=variables.get("KVMSUP_AIO", ""),
             firmware=variables.get("KVMSUP_FIRMWARE", ""),
             nvram=variables.get("KVMSUP_NVRAM_TEMPLATE", ""),
+            absorbed=_parse_counts(variables.get("KVMSUP_POOL_ABSORBED", "")),
         )
     except (KeyError, ValueError) as error:
         raise HostError(f"{source} is not a claim: {error!r}", NOBODY_ELSE) from None

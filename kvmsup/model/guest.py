@@ -199,6 +199,11 @@ class Guest(NamedTuple):
         return chosen or self.placement.dedicated or self.memory.page_size > 0
 
     @property
+    def filled(self) -> bool:
+        """Whether all of its memory is there before it runs."""
+        return self.memory.lock or self.memory.page_size > 0
+
+    @property
     def pages(self) -> int:
         """Hugepages it needs, in units of its page size; 0 with ordinary pages."""
         return self.memory.size // self.memory.page_size if self.memory.page_size else 0

@@ -6,9 +6,12 @@ wait for memory (Documentation/accounting/psi.rst) and it is not far above. Then
 mark, in proportion to what they can spare. Between the marks nothing happens. Above the high mark they get back in
 proportion to what they gave.
 
-What a deflated guest gets is free there, and costs the host nothing until it is written to. So what inflated guests
-have free counts as used, else the host would promise the same memory again at each turn, and be short when it is
-called in.
+What a deflated guest gets costs the host nothing until it is written to. So what inflated guests have and do not
+occupy counts as used, else the host would promise the same memory again at each turn, and be short when it is called
+in.
+
+A guest may lie about itself. It then keeps or gets back its own memory, whoever else is short; no more, as what it
+has been asked for and what it occupies are the host's own figures, and one that gives nothing is not asked again.
 """
 
 from __future__ import annotations
@@ -34,9 +37,12 @@ _MANY_FAULTS = 200
 
 
 class GuestMemory(NamedTuple):
-    """One guest, in bytes. `available` is None without fresh statistics of its own: it is then never made smaller.
+    """One guest, in bytes. `actual` is the size that it was asked for last, `free` what of that it does not occupy.
 
-    `swapped` and `faults` are what it swapped out, in bytes, and its major page faults, both since the last look.
+    `available` is what it says that it will have when it is there; None without statistics from after that last
+    time: it is then never made smaller. `pending` of its memory it has been asked for and has not given so far;
+    `unsure` it has given, maybe since the statistics. `swapped` and `faults` are what it swapped out, in bytes, and
+    its major page faults, both since the last look.
     """
 
     name: str
@@ -47,10 +53,12 @@ class GuestMemory(NamedTuple):
     free: int
     swapped: int
     faults: int
+    pending: int = 0
+    unsure: int = 0
 
     @property
     def taken(self) -> int:
-        """What it has given."""
+        """What it was asked to give."""
         return self.size - self.actual
 
     @property
@@ -60,10 +68,10 @@ class GuestMemory(NamedTuple):
 
     @property
     def spare(self) -> int:
-        """What it can give."""
-        if self.available is None:
+        """What it can give: nothing more while it still has what it was asked for."""
+        if self.available is None or self.pending:
             return 0
-        return max(0, min(self.actual - self.least, self.available - self.reserve))
+        return max(0, min(self.actual - self.least, self.available - self.unsure - self.reserve))
 
     @property
     def step(self) -> int:
@@ -131,19 +139,26 @@ def turn(host: HostMemory, guests: Sequence[GuestMemory]) -> list[Change]:
 
 
 def _taken(guests: Sequence[GuestMemory], need: int, why: str) -> Iterable[Change]:
-    whole = sum(one.spare for one in guests)
-    for one in guests:
-        share = min(one.spare, one.step, need * one.spare // whole if whole else 0)
-        size = -(-(one.actual - share) // MIB) * MIB
+    """Where the shares of many are too small, those that can spare most give the least that is worth it."""
+    whole, left = sum(one.spare for one in guests), need
+    for one in sorted(guests, key=lambda one: (-one.spare, one.name)):
+        if left <= 0:
+            return
+        share = max(need * one.spare // whole if whole else 0, _LEAST_CHANGE + one.actual % MIB)
+        size = -(-(one.actual - min(share, one.spare, one.step)) // MIB) * MIB
         if one.actual - size >= _LEAST_CHANGE:
+            left -= one.actual - size
             yield Change(one.name, size, f"{why}; the guest has {told(one.available or 0)} available")
 
 
 def _given(guests: Sequence[GuestMemory], spare: int, why: str) -> Iterable[Change]:
-    whole = sum(one.taken for one in guests)
-    for one in guests if spare > 0 else ():
-        change = _grown(one, min(one.step, spare * one.taken // whole), why)
+    """As above, those that gave most first; what is too little for anybody stays with the host."""
+    whole, left = sum(one.taken for one in guests), spare
+    for one in sorted(guests, key=lambda one: (-one.taken, one.name)):
+        share = max(spare * one.taken // whole, _LEAST_CHANGE + -one.actual % MIB)
+        change = _grown(one, min(share, one.step, left), why)
         if change.size - one.actual >= _LEAST_CHANGE or one.actual < change.size == one.size:
+            left -= change.size - one.actual
             yield change
 
 

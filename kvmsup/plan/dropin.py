@@ -39,15 +39,23 @@ def render(guest: Guest, host: Host, source: str, loaded: str) -> dict[str, str]
     }
 
 
+def setup_seconds(guest: Guest) -> int:
+    """What setup may take once the claims' lock is its own."""
+    return _SETUP_SECONDS + _reserved_seconds(guest)
+
+
+def _reserved_seconds(guest: Guest) -> int:
+    return guest.memory.size // _RESERVED_A_SECOND if guest.memory.page_size else 0
+
+
 def _setup(guest: Guest, source: str, loaded: str) -> str:
-    reserved = guest.memory.size if guest.memory.page_size else 0
     lines = [
         "[Unit]",
         f"SourcePath={source}",
         "",
         "[Service]",
         f"Environment={LOADED}={loaded}",
-        *_patience(_SETUP_SECONDS, reserved // _RESERVED_A_SECOND),
+        *_patience(_SETUP_SECONDS, _reserved_seconds(guest)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -109,5 +117,5 @@ def _limits(guest: Guest, host: Host) -> list[str]:
         lines.append(f"CPUAffinity={cpulist.render(emulator)}")
     if guest.memory.lock:
         lines.append("LimitMEMLOCK=infinity")
-    filled = guest.memory.size if guest.memory.page_size or guest.memory.lock else 0
+    filled = guest.memory.size if guest.filled else 0
     return lines + _patience(_START_SECONDS, filled // _FILLED_A_SECOND)

@@ -26,6 +26,7 @@ _BURST = Settings(5000, 10)
 _BURST_LOOK, _BURST_MOST = 1.0, 600.0  # seconds
 _SLOW_LOOK, _SLOW_SCAN = 60.0, 600.0  # seconds from look to look, and a full scan is to take
 _SLOW_SLEEP = 200
+_TURNS_SEEN = 2  # of work and sleep, from which the work can be told
 _PAGES = range(100, 2001)  # at one go while slow
 _SLEEPS = range(10, 10001)  # milliseconds
 _WAIT_LOOK_NEAR, _WAIT_LOOK_FAR, _PRESSURE_LOOK = 10.0, 30.0, 30.0
@@ -136,7 +137,7 @@ def _burst(policy: str, state: State, look: Look) -> Step:
         return _begin_slow(policy, paid, look, told)
     settings = state.settings
     if scans >= FREE_SCANS:
-        settings = _held(settings, _share(state.last, look), BURST_CAP)
+        settings = _held(settings, settings, _share(state.last, look), BURST_CAP)
     mark = look if look.ksm.full_scans > state.mark.ksm.full_scans else state.mark
     return Step(state._replace(settings=settings, mark=mark, last=look), "", _BURST_LOOK)
 
@@ -148,17 +149,25 @@ def _flat(mark: Look, look: Look, scans: int) -> bool:
 
 
 def _begin_slow(policy: str, state: State, look: Look, told: str) -> Step:
-    pages = int(look.ksm.known * _SLOW_SLEEP / 1000 / _SLOW_SCAN)
-    settings = Settings(max(_PAGES[0], min(pages, _PAGES[-1])), _SLOW_SLEEP)
-    begun = state._replace(phase=SLOW, settings=settings, began=look, last=look, reference=state.reference or look)
+    settings, reference = _slow_settings(look), state.reference or look
+    begun = state._replace(phase=SLOW, settings=settings, began=look, last=look, reference=reference)
     return Step(begun, told, _slow_look(policy, begun, look))
+
+
+def _slow_settings(look: Look) -> Settings:
+    """What makes a full scan of the pages that are known in _SLOW_SCAN seconds, whatever it costs."""
+    pages = int(look.ksm.known * _SLOW_SLEEP / 1000 / _SLOW_SCAN)
+    return Settings(max(_PAGES[0], min(pages, _PAGES[-1])), _SLOW_SLEEP)
 
 
 def _slow(policy: str, state: State, look: Look) -> Step:
     assert state.last and state.settings and state.reference
     if (new := _new(state.reference, look)) and look.at >= state.rest_until:
         return _begin_burst(state, look, f"KSM is in a burst for {new}")
-    settings = _held(state.settings, _share(state.last, look), SLOW_CAP)
+    # Whoever was seen asleep only cannot be said to need little: then it may become slower, never faster.
+    seen = (look.at - state.last.at) * 1000 >= _TURNS_SEEN * state.settings.sleep
+    wanted = _slow_settings(look) if seen else state.settings
+    settings = _held(wanted, state.settings, _share(state.last, look), SLOW_CAP)
     return Step(state._replace(settings=settings, last=look), "", _slow_look(policy, state, look))
 
 
@@ -186,12 +195,12 @@ def _share(before: Look, now: Look) -> float:
     return min(1.0, (now.ksm.cpu_seconds - before.ksm.cpu_seconds) / seconds) if seconds >= _BURST_LOOK / 2 else 0.0
 
 
-def _held(settings: Settings, share: float, cap: float) -> Settings:
-    """The same with a sleep after which `share` of one CPU would have been no more than `cap`."""
-    if share <= cap:
-        return settings
-    work = settings.sleep * min(share, 0.99) / (1 - min(share, 0.99))
-    return settings._replace(sleep=min(math.ceil(work * (1 - cap) / cap), _SLEEPS[-1]))
+def _held(wanted: Settings, had: Settings, share: float, cap: float) -> Settings:
+    """`wanted`, with a sleep that is long enough for `cap`, as ksmd has had `share` of one CPU with what it `had`."""
+    busy = min(share, 0.99)
+    work = had.sleep * busy / (1 - busy) * wanted.pages / had.pages  # milliseconds from sleep to sleep
+    enough = math.ceil(work * (1 - cap) / cap)
+    return wanted._replace(sleep=min(max(wanted.sleep, enough), _SLEEPS[-1]))
 
 
 def available(memory: HostMemory) -> float:

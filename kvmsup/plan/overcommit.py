@@ -10,13 +10,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from kvmsup import sizes
+from kvmsup.model.ksm import Figures
 from kvmsup.model.pressure import HostMemory
 
 
 class Promise(NamedTuple):
     """One running guest, in bytes. `used` is what its QEMU holds of ordinary memory, `swapped` what was swapped out.
 
-    `balloonable` is how much of what it uses its balloon could get back.
+    `balloonable` is how much of what it uses its balloon could get back, `locked` how much of its memory is never
+    swapped out. `merged` is what of it KSM has made one with other memory; None where the kernel does not tell.
     """
 
     guest: str
@@ -25,10 +27,12 @@ class Promise(NamedTuple):
     used: int
     swapped: int
     balloonable: int
+    locked: int
+    merged: int | None
 
 
 class Books(NamedTuple):
-    """All running guests together, in bytes; `shared` is what KSM saves.
+    """All running guests together, in bytes; `shared` is what KSM saves of their memory.
 
     `short` is what would be missing if every guest wanted all it was promised, and `to_swap` how much of that could be
     swapped out; `spare` is what would be left over if nothing were missing.
@@ -44,8 +48,18 @@ class Books(NamedTuple):
     spare: int
 
 
-def books(promises: Sequence[Promise], shared: int, host: HostMemory) -> Books:
-    """The books of `promises` on `host`, where KSM saves `shared` bytes.
+def shared(promises: Sequence[Promise], ksm: Figures) -> int:
+    """How many bytes KSM saves of the guests' memory, as `ksm` tells of the whole host.
+
+    Others may merge memory too. Of what is merged the guests keep the same share as all do, and where a guest's part
+    is not known it may be all that it uses.
+    """
+    merged = sum(one.used if one.merged is None else min(one.merged, one.used) for one in promises)
+    return min(ksm.saved, merged * ksm.sharing // max(1, ksm.shared + ksm.sharing))
+
+
+def books(promises: Sequence[Promise], ksm: Figures, host: HostMemory) -> Books:
+    """The books of `promises` on `host`, where KSM has merged what `ksm` says.
 
     What is merged counts for each guest that has it, and would be needed for each when they write to it. What QEMU
     needs besides its guest's memory is left out: it is little, and in use already.
@@ -53,16 +67,19 @@ def books(promises: Sequence[Promise], shared: int, host: HostMemory) -> Books:
     ordinary = sum(one.size - one.hugepages for one in promises)
     used = sum(min(one.used, one.size - one.hugepages) for one in promises)
     # What is swapped out now would come back, and leave its place in the swap to others.
-    wanted = ordinary - max(0, used - shared)
+    saved = shared(promises, ksm)
+    wanted = ordinary - max(0, used - saved)
     missing = wanted - host.available
+    swappable = sum(one.size - one.hugepages - one.locked for one in promises)
+    room = min(host.swap_free + sum(one.swapped for one in promises), swappable)
     return Books(
         promised=sum(one.size for one in promises),
         used=used + sum(one.hugepages for one in promises),
         balloonable=sum(one.balloonable for one in promises),
-        shared=shared,
+        shared=saved,
         swapped=sum(one.swapped for one in promises),
         short=max(0, missing),
-        to_swap=min(max(0, missing), host.swap_free + sum(one.swapped for one in promises)),
+        to_swap=min(max(0, missing), room),
         spare=max(0, -missing),
     )
 

@@ -65,6 +65,23 @@ def _help(short: Shortfall, fragmented: bool) -> str:
     return f"{memory}{first}stop a guest there, or reserve at boot, on the kernel command line: {at_boot}"
 
 
+def growth(
+    needs: Mapping[int, int], free: Mapping[int, int], promised: Mapping[int, int], reserved: int
+) -> dict[int, int]:
+    """Pages to add by node so that the guest's `needs` can be had; `free` and `promised` are of all nodes of the host.
+
+    On each of its nodes there must be enough beside the promises, and on the host as a whole beside what other
+    processes have `reserved`, mapped and not touched: for those the kernel keeps as many free, on whatever node, and
+    it refuses QEMU's own mapping otherwise (mm/hugetlb.c, hugetlb_acct_memory).
+    """
+    grow = {node: to_grow(need, free[node], promised.get(node, 0)) for node, need in needs.items()}
+    left = sum(free.values()) + sum(grow.values()) - sum(promised.values()) - reserved
+    lacking = sum(needs.values()) - left
+    if needs and lacking > 0:
+        grow[max(needs, key=lambda node: (needs[node], -node))] += lacking
+    return grow
+
+
 def to_grow(need: int, free: int, promised: int) -> int:
     """Pages to add so that `need` are there beside those `promised` to guests that have not faulted them yet.
 
@@ -77,6 +94,15 @@ def to_grow(need: int, free: int, promised: int) -> int:
 def to_give_back(grown: int, free: int, promised: int) -> int:
     """Pages of our own `grown` to take out of the pool: never one that is in use, nor one that is promised."""
     return max(0, min(grown, free - promised))
+
+
+def absorbed_so_far(absorbed: int, surplus: int, before: int, now: int) -> int:
+    """What a pool, at `now` with `surplus`, still has of overcommitted pages that growing made its own.
+
+    Growing takes `absorbed` of them into the pool before it adds any (mm/hugetlb.c, set_max_huge_pages). Giving them
+    back makes them `surplus` again, or lowers the pool, which stood at `before`, where their user has gone.
+    """
+    return max(0, min(absorbed - surplus, now - (before - absorbed)))
 
 
 def grown_so_far(before: int, now: int, planned: int) -> int:

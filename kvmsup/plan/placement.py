@@ -23,8 +23,8 @@ from kvmsup.plan.scene import OWNED, Scene, around
 class Placement(NamedTuple):
     """Host CPUs by vCPU index (maxcpus of them), those of every other thread, and the nodes of the memory.
 
-    `cells` has the host node of each guest node, `fill` the CPUs that fill each one's hugepages. `why` says in
-    sentences how that came about.
+    `cells` has the host node of each guest node, `fill` the CPUs that fill each one's memory where that is done before
+    it runs. `why` says in sentences how that came about.
     """
 
     vcpu: tuple[frozenset[int], ...]
@@ -62,20 +62,21 @@ def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim],
     nodes = frozenset(host_nodes) or _memory_nodes(guest, scene, cpus, why)
     for number, node in enumerate(host_nodes):
         why.append(f"guest node {number} on node {node}")
-    fill = _fill(guest, scene, vcpu, host_nodes or tuple(nodes)) if guest.pages else ()
+    memory = tuple(frozenset((node,)) for node in host_nodes) or (nodes or topology.nodes,)
+    fill = _fill(guest, scene, vcpu, memory) if guest.filled else ()
     return Placement(vcpu, idle, emulator, iothread, nodes, host_nodes, fill, tuple(why))
 
 
 def _fill(
-    guest: Guest, scene: Scene, vcpu: Sequence[frozenset[int]], nodes: Sequence[int]
+    guest: Guest, scene: Scene, vcpu: Sequence[frozenset[int]], memory: Sequence[frozenset[int]]
 ) -> tuple[frozenset[int], ...]:
-    """By memory backend the guest's own CPUs, those on the memory's node if any: filling is in nobody else's way.
+    """By memory backend the guest's own CPUs, those on its nodes in `memory` if any: filling is in nobody else's way.
 
     Of a shared guest only if nobody can take all of these from it: without any QEMU could not start again.
     """
     indices = [cell.vcpus for cell in guest.cells] or [frozenset(range(guest.cpu.maxcpus))]
     own = [frozenset[int]().union(*(vcpu[index] for index in share)) for share in indices]
-    near = [cpus & scene.topology.cpus_of((node,)) for cpus, node in zip(own, nodes, strict=True)]
+    near = [cpus & scene.topology.cpus_of(nodes) for cpus, nodes in zip(own, memory, strict=True)]
     lasting = [there if guest.placement.dedicated else there & scene.housekeeping for there in near]
     return tuple(there if last else cpus for cpus, there, last in zip(own, near, lasting, strict=True))
 

@@ -130,28 +130,28 @@ def _memory(guest: Guest) -> Iterator[Option]:
 def _backend(guest: Guest, number: int, size: int, vcpus: int, nodes: str) -> Iterator[Option]:
     """The memory of the guest, or of one of its nodes, on the host nodes that the claim's variable `nodes` names.
 
-    Hugepages are filled by a thread for each of its `vcpus`, on their CPUs: elsewhere they would be in another
-    guest's way, or all on one housekeeping CPU. QEMU lets a thread context set its affinity before the sandbox
-    forbids that to all of QEMU (system/vl.c, object_create_pre_sandbox).
+    What has to be there before it runs is filled by a thread for each of its `vcpus`, on their CPUs: elsewhere they
+    would be in another guest's way, or all on one housekeeping CPU. There mlockall() would fill what is locked; it
+    comes after the backends (seen on QEMU 7.2) and finds all there. QEMU lets a thread context set its affinity before
+    the sandbox forbids that to all of QEMU (system/vl.c, object_create_pre_sandbox).
     """
     memory = guest.memory
     values: dict[str, str | int | Variable] = {"id": f"mem{number}", "size": f"{size >> 20}M"}
     if memory.page_size:
-        fill = f"fill{number}"
-        yield (["-object"], props("thread-context", id=fill, cpu_affinity=Variable(f"KVMSUP_FILL_{number}")))
         kind = "memory-backend-memfd"
         values |= {
             "hugetlb": "on",
             "hugetlbsize": sizes.render(memory.page_size),
             # Nobody else maps it. A private mapping takes each page once too: the file itself stays empty.
             "share": "off",
-            "prealloc": "on",
-            "prealloc_threads": vcpus,
-            "prealloc_context": fill,
         }
     else:
         kind = "memory-backend-ram"
         values |= {"merge": "on" if memory.ksm else "off"}
+    if guest.filled:
+        fill = f"fill{number}"
+        yield (["-object"], props("thread-context", id=fill, cpu_affinity=Variable(f"KVMSUP_FILL_{number}")))
+        values |= {"prealloc": "on", "prealloc_threads": vcpus, "prealloc_context": fill}
     if guest.bound:
         values |= {"policy": "bind", "host_nodes": Variable(nodes)}
     yield (["-object"], props(kind, **values))

@@ -2,6 +2,7 @@
 """Runs on the host: takes memory of node 0 in a way that a test needs, tells so on standard output, and stays.
 
 hog.py pages COUNT     faults that many hugepages of 2M
+hog.py mapped COUNT    maps that many hugepages of 2M and touches none
 hog.py movable LEFT    takes all but LEFT MiB, then frees half of every 2M: compaction can put that in order
 hog.py unmovable LEFT  takes all but LEFT MiB for pipes, then empties them but for a page in 64K: none can be moved
 """
@@ -26,9 +27,9 @@ def main(kind: str, number: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(_SET_MEMPOLICY, _MPOL_BIND, ctypes.byref(node), 64):
         raise OSError(ctypes.get_errno(), "set_mempolicy")
-    if kind == "pages":
+    if kind in ("pages", "mapped"):
         held = mmap.mmap(-1, number << 21, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB)
-        for offset in range(0, number << 21, 2 << 20):
+        for offset in range(0, number << 21, 2 << 20) if kind == "pages" else ():
             held[offset] = 1
     elif kind == "movable":
         size = (_free() - (number << 20)) // _PAGE * _PAGE

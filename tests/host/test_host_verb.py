@@ -27,8 +27,11 @@ BAD_RULE = 'KERNEL=="kvm", GROUP="root", MODE="0600"'
 
 
 def asked(host: Host) -> dict[str, dict[str, str]]:
-    """The findings by what they are about; the exit status and "ok" go with them."""
-    done = host.run("kvmsup host --json; echo $?")
+    """The findings by what they are about; the exit status and "ok" go with them.
+
+    To see whether KVM works a machine is made, which is an event of /dev/kvm: udev is through with it afterwards.
+    """
+    done = host.run("kvmsup host --json; echo $?; udevadm settle")
     text, status = done.stdout.rstrip().rsplit("\n", 1)
     report: dict[str, Any] = json.loads(text)
     failed = any(one["verdict"] == "fail" for one in report["findings"])

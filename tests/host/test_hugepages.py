@@ -154,8 +154,8 @@ def test_ordinary_memory_is_locked_bound_and_told_when_it_has_gone_astray(host: 
     locked = int(host.run(f"awk '/VmLck/{{print $2}}' /proc/{process}/status").stdout)
     assert locked >= 64 << 10
     (resident,) = guests.kvmsup(host, "status tiny")["resident"]
-    assert resident == {"node": 1, "size": 64 << 20, "astray": 0}
-    assert "memory     node 1: 64M touched" in host.run("kvmsup status tiny").stdout
+    assert resident == {"node": 1, "page_size": 4096, "size": 64 << 20, "astray": 0}
+    assert "memory     node 1: 64M touched, in pages of 4K" in host.run("kvmsup status tiny").stdout
     assert guests.kvmsup(host, "verify")["ok"]
     # migrate_pages(2): all that is on node 1 goes to node 0.
     script = "import ctypes; m = ctypes.c_ulong; print(ctypes.CDLL(None).syscall(256, {}, 64, {}, {}))"
@@ -182,6 +182,33 @@ def test_pages_of_1g_from_boot(host: Host) -> None:
     assert (entry["held"], entry["pool"], entry["free"]) == (1, 2, 1)
     guests.kill(host, "big")
     assert (pool(host, 1, "nr", 1 << 20), pool(host, 1, "free", 1 << 20)) == (2, 2)
+
+
+def test_pages_that_others_have_beyond_the_pool_are_so_again(host: Host) -> None:
+    """Growing a pool makes its own what somebody has overcommitted; afterwards it goes with its user, as before."""
+    host.run("echo 20 > /proc/sys/vm/nr_overcommit_hugepages")
+    hog(host, "pages", 20)
+    assert (pool(host, 0), pool(host, 0, "surplus")) == (20, 20)
+    guests.configure(host, {"tiny": guests.TINY.replace('"dedicated"', '"dedicated"\nnodes = "0"')})
+    guests.start(host, "tiny")
+    assert (pool(host, 0), pool(host, 0, "surplus"), pool(host, 0, "free")) == (52, 0, 0)
+    guests.kill(host, "tiny")
+    assert (pool(host, 0), pool(host, 0, "surplus")) == (20, 20)
+    host.run("systemctl stop hog; echo 0 > /proc/sys/vm/nr_overcommit_hugepages")
+    host.wait_for(f"[ $(cat {POOL.format(node=0, kilobytes=2048, kind='nr')}) = 0 ]", timeout=30)
+
+
+def test_pages_that_somebody_has_mapped_and_not_touched_are_left_to_them(host: Host) -> None:
+    host.run(f"echo 40 > {POOL.format(node=0, kilobytes=2048, kind='nr')}")
+    hog(host, "mapped", 30)
+    assert pool(host, 0, "free") == 40
+    guests.configure(host, {"tiny": guests.TINY.replace('"dedicated"', '"dedicated"\nnodes = "0"')})
+    guests.start(host, "tiny")
+    assert guests.claim(host, "tiny")["PAGES_GROWN"] == "0=22"
+    assert (pool(host, 0), pool(host, 0, "free")) == (62, 30)
+    guests.kill(host, "tiny")
+    assert (pool(host, 0), pool(host, 0, "free")) == (40, 40)
+    host.run(f"systemctl stop hog; echo 0 > {POOL.format(node=0, kilobytes=2048, kind='nr')}")
 
 
 def blocks(host: Host, node: int) -> int:

@@ -69,19 +69,14 @@ def write(root: str, files: dict[str, str]) -> dict[str, str]:
     return files
 
 
-def stat(name: str, cpu: int, flags: int = 0) -> str:
-    """A thread's stat, up to the CPU it last ran on and a little beyond (proc(5))."""
-    return f"1 ({name}) S 0 0 0 0 -1 {flags} {'0 ' * 29}{cpu} 0 0"
-
-
 def _common() -> dict[str, str]:
     cpu, memory = "/sys/devices/system/cpu", "/sys/kernel/mm"
     files = {
         "/dev/kvm": "",
         "/dev/kmsg": "6,1,1,-;Linux version",
         "/etc/group": f"root:x:0:\nkvm:x:{os.getgid()}:\nbroken\n",
-        "/proc/1/stat": stat("systemd", 0),
-        "/proc/1/task/1/stat": stat("systemd", 0),
+        "/proc/1/stat": trees.stat("systemd", 0),
+        "/proc/1/task/1/stat": trees.stat("systemd", 0),
         "/proc/cmdline": "root=/dev/sda1 ro quiet",
         "/proc/swaps": "Filename\tType\tSize\tUsed\tPriority\n/dev/sda 2 partition 8388604 1024 -2",
         "/proc/sys/kernel/arch": "x86_64",

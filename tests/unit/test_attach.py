@@ -10,7 +10,7 @@ import time
 import pytest
 
 from kvmsup import cpulist
-from kvmsup.effects import pin, threads
+from kvmsup.effects import numa_maps, pin, threads
 from kvmsup.entry import attach, stop
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
@@ -131,6 +131,28 @@ def test_a_pin_that_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
         os.sched_setaffinity(0, CPUS)
     where = f" may run on CPU {CPUS[0]} after it was pinned to 8190"
     assert str(caught.value).startswith("thread ") and str(caught.value).endswith(where)
+
+
+def test_hugepages_that_are_elsewhere_are_told(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    held = wanted()._replace(page_size=2 << 20, pages={0: 3, 1: 2})
+    with fake_qemu.running("good") as fake:
+        attached(fake, held)  # and the fake has none
+    claimed = "claimed are node 0: 3 and node 1: 2; kvmsup status web tells what is where"
+    told = f"<4>its hugepages of 2M are on {{}}, {claimed}\n"
+    assert capfd.readouterr().err == told.format("no node")
+    maps = [
+        "7f0 bind:0 file=/memfd:mem0 huge dirty=3 N0=3 kernelpagesize_kB=2048",
+        "7f1 bind:1 file=/memfd:mem1 huge dirty=2 N1=2 kernelpagesize_kB=2048",
+        "7f2 default heap anon=9 N1=9 kernelpagesize_kB=4",
+    ]
+    for lines, said in ((maps, ""), ([maps[0].replace("N0=3", "N0=2 N1=1"), *maps[1:]], "node 0: 2 and node 1: 3")):
+        with fake_qemu.running("good") as fake:
+            found = list(numa_maps._parse(lines))
+            monkeypatch.setattr(numa_maps, "mappings", lambda *_, found=found: found)
+            attached(fake, held)
+        assert capfd.readouterr().err == (told.format(said) if said else "")
 
 
 def test_a_thread_that_has_ended_needs_no_pin() -> None:

@@ -51,9 +51,10 @@ class Device:
             case "balloon", _:
                 self.size = arguments["value"]
             case "qom-set", "guest-stats-polling-interval":
-                self.seconds = arguments["value"]
+                before, self.seconds = self.seconds, arguments["value"]
                 self.polled.append(self.seconds)
-                if self.seconds and self.answers:
+                # Polling that goes on asks only when its time has come (balloon_stats_set_poll_interval).
+                if self.seconds and not before and self.answers:
                     self.stats, self.last = TOLD, time.time()
             case "qom-get", "guest-stats-polling-interval":
                 return self.seconds
@@ -84,9 +85,7 @@ def speak(answer: Answer, use: Callable[[qmp.Conversation], Any]) -> Any:
 
 
 def test_what_the_driver_has_told() -> None:
-    found = speak(Device(TOLD, time.time() - 3), balloon.statistics)
-    assert found[:4] == (171151360, 176828416, 4096, 7)
-    assert 3 <= found.age < 6
+    assert speak(Device(TOLD, 1700000000.7), balloon.statistics) == (171151360, 176828416, 4096, 7, 1700000000)
 
 
 def test_an_old_driver_tells_what_is_free_only() -> None:
@@ -112,12 +111,39 @@ def test_statistics_of_long_ago_are_not_taken_for_an_answer() -> None:
     assert device.polled == [1, 0]
 
 
-def test_whoever_polls_already_is_left_to() -> None:
-    device = Device(TOLD, time.time() - 60, seconds=2)
-    assert speak(device, lambda talk: balloon.ask(talk, 5)).age >= 60
-    assert device.polled == []
+@pytest.mark.parametrize("clock", [0, 3600])
+@pytest.mark.parametrize("seconds", [1, 2])
+def test_who_was_killed_while_asking_is_cleared_up_after(seconds: int, clock: int) -> None:
+    device = Device(TOLD | {"stat-available-memory": 1}, time.time() - 60 + clock, seconds)
+    assert speak(device, lambda talk: balloon.ask(talk, 5)).available == 171151360
+    assert device.seconds == 0
+
+
+def test_old_statistics_are_none_whatever_becomes_of_the_clock() -> None:
+    for last in (time.time() - 60, time.time() + 3600):
+        device = Device(TOLD, last, seconds=1)
+        device.answers = False
+        assert speak(device, lambda talk: balloon.ask(talk, 0.1)) is None
+        assert device.seconds == 0
+        assert speak(device, balloon.latest) is None
+        assert device.polled[-1] == 0
+    assert speak(Device(TOLD, time.time() - 3), balloon.latest).available == 171151360
+
+
+def test_polling_again_is_no_change() -> None:
+    device = Device(TOLD, 0, seconds=2)
     assert not speak(device, lambda talk: balloon.poll(talk, 2))
     assert speak(device, lambda talk: balloon.poll(talk, 0))
+
+
+@pytest.mark.parametrize("last", [10**400, -(10**400)])
+def test_a_time_beyond_all_clocks(last: int) -> None:
+    device = Device(TOLD, 0)
+    device.last = last
+    device.answers = False
+    assert speak(device, balloon.statistics).last == last
+    assert speak(device, balloon.latest) is None
+    assert speak(device, lambda talk: balloon.ask(talk, 0.1)) is None
 
 
 def test_sizes() -> None:

@@ -108,6 +108,29 @@ def test_check_json(case: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["ok"] is not any(one["severity"] == "error" for one in found["diagnostics"])
 
 
+@pytest.mark.parametrize(
+    ("policy", "more", "found"),
+    [
+        ('policy = "never"', "", ['has no effect: /etc/kvmsup.toml has ksm.policy = "never"']),
+        ('policy = "never"', "lock = true", ["has no effect: locked memory is never merged"]),
+        ('policy = "always"', "", []),
+        ("", "", []),
+    ],
+)
+def test_check_of_consent_in_vain(
+    policy: str, more: str, found: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "etc/kvmsup").mkdir(parents=True)
+    (tmp_path / "etc/kvmsup.toml").write_text(f"[ksm]\n{policy}\n")
+    (tmp_path / "etc/kvmsup/web.toml").write_text(f"{SOUND}ksm = true\n{more}\n")
+    assert cli.main(["check", "--root", str(tmp_path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["diagnostics"]
+    assert [one["what"] for one in told] == [f"memory.ksm: {what}" for what in found]
+    # A host's file that is wrong is one finding, and no reason for another.
+    (tmp_path / "etc/kvmsup.toml").write_text('[ksm]\npolicy = "no"\n')
+    assert cli.main(["check", "--root", str(tmp_path), "--json", "web"]) == 0
+
+
 def test_check_of_some_guests(capsys: pytest.CaptureFixture[str]) -> None:
     assert check("14-broken-file", "good") == 0
     assert capsys.readouterr().out == "1 guest is sound\n"

@@ -114,7 +114,7 @@ SIZES = [
     ("1.0009765625M", 1025 << 10),
     ("8 G", 8 << 30), ("+1G", 1 << 30), (" 4G ", 4 << 30), ("1G 512M", 1536 << 20), ("1G512M", 1536 << 20),
     ("1G 1M 1K 1", (1 << 30) + (1 << 20) + 1025),
-    ("0.001P", (1 << 50) // 1000),
+    ("0.001P", (1 << 50) // 1000), ("4.G", 4 << 30), ("1.", 1), ("2.G 3.M", (2 << 30) + (3 << 20)), ("1.K", 1024),
 ]  # fmt: skip
 
 
@@ -128,12 +128,14 @@ MORE = "is more than any host can have, which is 4096T"
 BYTES = "has a unit that reads as bytes to the base 1000 here and 1024 there"
 ORDER = "has its parts not in the order of their units, the largest first"
 LOWER = "has its unit in lower case"
+DOT = "has no digit before its dot"
 WRONG = [
     ("", WHOLE), (" ", WHOLE), ("G", WHOLE), ("-1G", WHOLE), ("1e3M", WHOLE), ("0x1G", WHOLE),
     ("1_0G", WHOLE),
     ("³G", WHOLE), ("٣G", WHOLE), ("4,5G", WHOLE), ("1G 5xM", WHOLE), ("infinity", WHOLE), ("50%", WHOLE),
     ("4G\n", WHOLE),
-    ("8GB", BYTES), ("8GiB", BYTES), ("8 gib", BYTES), ("4g", LOWER), ("512m", LOWER), ("1.5g", LOWER),
+    (".5G", DOT), (" +.5", DOT), (".", WHOLE), ("1.5.G", WHOLE), ("4.x", WHOLE), ("1G .5M", WHOLE), ("4 .g", WHOLE),
+    ("4.g", LOWER), ("8GB", BYTES), ("8GiB", BYTES), ("8 gib", BYTES), ("4g", LOWER), ("512m", LOWER), ("1.5g", LOWER),
     ("1M 1G", ORDER), ("1G 1G", ORDER), ("4097T", MORE), ("5P", MORE), ("12345678901234567890", MORE),
 ]  # fmt: skip
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kvmsup.effects import hugepages, numa_maps, sysfs
+from kvmsup.effects import cgroup, hugepages, numa_maps, observe, proc, sysfs
+from kvmsup.effects.numa_maps import Part
+from kvmsup.effects.observe import Seen
 from kvmsup.errors import HostError
 from tests.unit import trees
 from tests.unit.hosts import claim
@@ -85,6 +87,31 @@ def faulting(root: str, name: str, pid: int, pages: int, *, kind: str = "dedicat
     trees.write(root, f"/proc/{pid}/numa_maps", "\n".join(maps))
 
 
+@pytest.mark.parametrize(
+    ("path", "where"),
+    [
+        ("/kvm.slice/kvm-dedicated.slice/kvm@web.service", ""),
+        ("/user.slice/pytest.scope", ""),  # no unit of kvmsup's
+        ("/kvm.slice/kvm-shared.slice/kvm@web.service", "kvm-shared.slice"),
+        ("/tenant.slice/kvm@web.service", "tenant.slice"),
+        ("/kvm@web.service", "the root slice"),
+    ],
+)
+def test_a_guest_in_another_slice(tmp_path: Path, path: str, where: str) -> None:
+    root = str(tmp_path)
+    cgroup.check_slice(root, 7, HELD)
+    trees.write(root, "/proc/7/cgroup", f"12:freezer:/\n0::{path}")
+    if not where:
+        return cgroup.check_slice(root, 7, HELD)
+    with pytest.raises(HostError) as caught:
+        cgroup.check_slice(root, 7, HELD)
+    assert str(caught.value) == (
+        f"kvm@web runs in {where} instead of kvm-dedicated.slice, which keeps guests off each other's CPUs\n"
+        "  hint: take Slice= out of its drop-ins (systemctl cat kvm@web); kvm-dedicated.slice may have limits"
+    )
+    return None
+
+
 def test_promised(tmp_path: Path) -> None:
     root = str(tmp_path)
     others = [HELD, claim("db", page_size=1 << 30, pages={0: 3}), claim("batch", page_size=PAGE, pages={1: 3})]
@@ -111,10 +138,43 @@ def test_where_a_bound_guests_memory_is(tmp_path: Path) -> None:
         "",
     ]
     trees.write(root, "/proc/7/numa_maps", "\n".join(lines))
-    there, astray = numa_maps.bound(root, 7)
-    assert there == {0: 261 << 12, 1: 48 << 12, 2: 2 << 20}
-    assert astray == {1: 44 << 12}
-    assert numa_maps.bound(root, 8) == ({}, {})
+    assert numa_maps.bound(root, 7) == [
+        Part(0, 4096, 261 << 12, 0),
+        Part(1, 4096, 48 << 12, 44 << 12),
+        Part(2, 2 << 20, 2 << 20, 0),
+    ]
+    assert numa_maps.bound(root, 8) == []
+
+
+def test_where_any_guests_memory_is(tmp_path: Path) -> None:
+    """All that is no file's: QEMU's own is among it."""
+    root = str(tmp_path)
+    lines = [
+        "7f0 default anon=300 dirty=300 N0=256 N1=44 kernelpagesize_kB=4",
+        "7f1 default heap anon=8 N0=4 N1=4 kernelpagesize_kB=4",
+        "7f2 default file=/usr/lib/libc.so.6 anon=1 mapped=30 N1=30 kernelpagesize_kB=4",
+        "7f3 default file=/memfd:mem0\\040(deleted) huge dirty=3 N1=3 kernelpagesize_kB=2048",
+        "7f4 default anon=3 N1=3",
+    ]
+    trees.write(root, "/proc/7/numa_maps", "\n".join(lines))
+    assert numa_maps.own(root, 7) == [
+        Part(0, 4096, 260 << 12, 0),
+        Part(1, 4096, 48 << 12, 0),
+        Part(1, 2 << 20, 6 << 20, 0),
+    ]
+    assert numa_maps.of_size(root, 7, 2 << 20) == {1: 3}
+    seen = Seen("web", "active", "", "", 7, "", 0.0, "", "", claim("web", nodes=""), True)
+    assert observe.resident(root, seen) == numa_maps.own(root, 7)
+    assert observe.resident(root, seen._replace(claim=claim("web"))) == []
+    assert observe.resident(root, seen._replace(pid=0)) == []
+
+
+def test_where_this_process_has_its_memory() -> None:
+    """What the kernel here says, against what it says elsewhere."""
+    parts = numa_maps.own("", os.getpid())
+    private = proc.of_process("", os.getpid())["RssAnon"]
+    assert sum(part.size for part in parts) == pytest.approx(private, rel=0.2)
+    assert {part.page_size for part in parts} == {4096}
 
 
 def test_give_back(tmp_path: Path, pools: Pools, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,35 @@ def test_ksmd_is_held_under_its_cap() -> None:
     assert step.state.settings == Settings(100, 950)  # 20 % of a CPU: 50 ms of work to 200 ms of sleep
 
 
+def test_the_slow_phase_recovers() -> None:
+    """What a turn costs is measured, so that a long sleep does not keep it slow when turns cost little again."""
+    state = follow("always", MERGES)[-1].state
+    busy = look(65, scans=4, sharing=90_200, cpu=44.0)  # 70 % of a CPU: 467 ms of work to 200 ms of sleep
+    (step,) = follow("always", [busy], state)
+    assert step.state.settings == Settings(100, 8867)
+    # As dear as before: 467 ms in each turn of 9.33 s are 5 %, and the sleep stays.
+    (same,) = follow("always", [look(125, scans=4, sharing=90_200, cpu=47.0)], step.state)
+    assert same.state.settings and same.state.settings.sleep == pytest.approx(8867, rel=0.01)
+    # A second later ksmd sleeps all along, which says nothing.
+    (asleep,) = follow("always", [look(66, scans=4, sharing=90_200, cpu=44.0)], step.state)
+    assert asleep.state.settings == Settings(100, 8867)
+    # An idle minute, and one at a tenth of the price.
+    (idle,) = follow("always", [look(125, scans=4, sharing=90_200, cpu=44.0)], step.state)
+    assert idle.state.settings == Settings(100, 200)
+    (cheap,) = follow("always", [look(125, scans=4, sharing=90_200, cpu=44.3)], step.state)
+    assert cheap.state.settings and cheap.state.settings.sleep == pytest.approx(847, rel=0.01)
+
+
+def test_the_slow_phase_follows_what_is_known() -> None:
+    """Four times as many pages at a time are four times the work."""
+    known = 1_200_000
+    (step,) = follow("always", [look(0), look(9, scans=3, loose=known)])[1:]
+    assert step.state.settings == Settings(400, 200)
+    gone = look(69, scans=3, loose=known // 4, cpu=12.0)  # 20 % of a CPU: 50 ms for 400 pages
+    (step,) = follow("always", [gone], step.state)
+    assert step.state.settings == Settings(100, 238)  # 12.5 ms for 100
+
+
 @pytest.mark.parametrize(
     ("available", "stall", "on"),
     [
@@ -337,10 +366,8 @@ def test_what_it_has_done(tmp_path: Path) -> None:
         tmp_path, {**KNOBS, "pages_shared": "1", "pages_sharing": "2", "pages_unshared": "3", "full_scans": "5"}
     )
     trees.write(root, "/sys/kernel/mm/ksm/pages_volatile", "x")
-    tail = "0 0 0 0 0 0 0 {flags} 0 0 0 0 150 50 0 0"
-    trees.write(root, "/proc/30/stat", f"30 (ksmd) S {tail.format(flags=0).removeprefix('0 ')}")  # no kernel thread
-    words = ["S", "2", "0", "0", "0", "-1", str(0x00200040), "0", "0", "0", "0", "150", "50", "0", "0"]
-    trees.write(root, "/proc/100/stat", f"100 (ksmd) {' '.join(words)}")
+    trees.write(root, "/proc/30/stat", trees.stat("ksmd", 0))  # no kernel thread
+    trees.write(root, "/proc/100/stat", trees.stat("ksmd", 0, 0x00200040, (150, 50)))
     assert ksm.thread(root) == 100
     assert ksm.read(root, 100) == Figures(1, 2, 3, 0, 5, 200 / os.sysconf("SC_CLK_TCK"))
     trees.write(root, "/proc/7/ksm_stat", "ksm_rmap_items 9\nksm_merging_pages 3\nksm_process_profit -64")
@@ -348,6 +375,8 @@ def test_what_it_has_done(tmp_path: Path) -> None:
     trees.write(root, "/proc/8/ksm_stat", "ksm_rmap_items 9")
     trees.write(root, "/proc/8/ksm_merging_pages", "4")
     assert ksm.of_process(root, 8) == Merged(4 * 4096, None)
+    trees.write(root, "/proc/8/ksm_merging_pages", "")
+    assert ksm.of_process(root, 8) is None
 
 
 class Killed(BaseException):

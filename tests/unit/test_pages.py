@@ -22,6 +22,43 @@ def test_to_grow(need: int, free: int, promised: int, grow: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("needs", "free", "promised", "reserved", "grow"),
+    [
+        ({0: 10}, {0: 12, 1: 0}, {}, 0, {0: 0}),
+        # 8 of 12 are somebody's who has not touched them yet.
+        ({0: 10}, {0: 12, 1: 0}, {}, 8, {0: 6}),
+        ({0: 10}, {0: 12, 1: 5}, {}, 8, {0: 1}),
+        ({0: 10}, {0: 12, 1: 6}, {}, 8, {0: 0}),
+        ({0: 10}, {0: 12, 1: 6}, {1: 6}, 8, {0: 6}),
+        # What is missing on a node is added there whatever others have free.
+        ({0: 10}, {0: 3, 1: 99}, {}, 8, {0: 7}),
+        ({0: 10, 1: 12}, {0: 10, 1: 12}, {0: 0, 1: 0}, 5, {0: 0, 1: 5}),
+        ({0: 10}, {0: 9}, {0: 4}, 3, {0: 8}),
+        ({}, {}, {}, 0, {}),
+    ],
+)
+def test_growth(
+    needs: dict[int, int], free: dict[int, int], promised: dict[int, int], reserved: int, grow: dict[int, int]
+) -> None:
+    assert pages.growth(needs, free, promised, reserved) == grow
+
+
+@pytest.mark.parametrize(
+    ("absorbed", "surplus", "before", "now", "left"),
+    [
+        (20, 0, 20, 50, 20),  # grown by 30
+        (20, 20, 20, 20, 0),  # given back, and in use
+        (20, 0, 20, 0, 0),  # given back when its user had gone
+        (20, 0, 20, 20, 20),
+        (20, 15, 20, 22, 5),  # not all of it had come
+        (0, 0, 20, 50, 0),
+    ],
+)
+def test_absorbed_so_far(absorbed: int, surplus: int, before: int, now: int, left: int) -> None:
+    assert pages.absorbed_so_far(absorbed, surplus, before, now) == left
+
+
+@pytest.mark.parametrize(
     ("grown", "free", "promised", "back"),
     [(10, 10, 0, 10), (10, 4, 0, 4), (10, 20, 15, 5), (10, 5, 9, 0), (0, 9, 0, 0), (10, 0, 0, 0)],
 )

@@ -520,6 +520,10 @@ def test_refused_for_isolation_waits_for_nobody() -> None:
 PAGES = 2 << 20
 
 
+def locked(asked: Guest) -> Guest:
+    return asked._replace(memory=asked.memory._replace(lock=True))
+
+
 @pytest.mark.parametrize(
     ("asked", "free", "nodes"),
     [
@@ -570,9 +574,15 @@ def test_memory_refused(asked: Guest, said: str) -> None:
         (guest(2, page_size=PAGES), 1, ["0-7"]),
         (guest(2, dedicated=True, page_size=PAGES, cells=[cell("0", 1), cell("1", 0)]), 0, ["2", "1"]),
         (guest(2, dedicated=True, page_size=PAGES, vcpu=["2", "6"]), 0, ["2,6"]),
+        (locked(guest(2, dedicated=True)), 0, ["1,5"]),
+        (locked(guest(2, dedicated=True, page_size=PAGES)), 0, ["1,5"]),
+        (locked(guest(2, dedicated=True, vcpu=["1", "2"])), 0, ["1-2"]),
+        (locked(guest(2)), 0, ["0-7"]),
+        (locked(guest(2, nodes="1")), 0, ["2-3,6-7"]),
+        (locked(guest(2, cells=[cell("0", 1), cell("1", 0)])), 0, ["2-3,6-7", "0-1,4-5"]),
     ],
 )
-def test_hugepages_are_filled_on_the_guests_own_cpus_of_their_node(asked: Guest, roomy: int, fill: list[str]) -> None:
+def test_memory_is_filled_on_the_guests_own_cpus_of_its_node(asked: Guest, roomy: int, fill: list[str]) -> None:
     placed = place(asked, HOST, TWO, [], {0: 2 << 30, 1: 2 << 30, roomy: 3 << 30})
     claimed = placing.claim(asked, placed, "")
     assert list(map(cpulist.render, claimed.fill)) == fill

@@ -12,6 +12,7 @@ from kvmsup import cpulist
 from kvmsup.effects import claims, configs, hugepages, kernel, numa_maps, systemctl
 from kvmsup.entry import release, setup
 from kvmsup.errors import HostError, KvmsupError, Refusal
+from kvmsup.model import config
 from kvmsup.model.claim import Claim
 from kvmsup.plan import dropin
 from kvmsup.steps import STEPS
@@ -132,7 +133,8 @@ def test_a_shortfall_names_the_processes_that_have_pages(
         (10, "giant", 1 << 20, "7f0 default huge N0=1 kernelpagesize_kB=1048576"),
         (11, "plain", 0, "7f0 default N0=5 kernelpagesize_kB=2048"),
     ):
-        trees.write(root, f"/proc/{pid}/status", f"Name:\t{name}\nHugetlbPages:\t{kilobytes} kB")
+        trees.write(root, f"/proc/{pid}/stat", trees.stat(name, 0))
+        trees.write(root, f"/proc/{pid}/status", f"HugetlbPages:\t{kilobytes} kB")
         trees.write(root, f"/proc/{pid}/numa_maps", line)
     with pytest.raises(Refusal) as caught:
         setup.run("web", root)
@@ -323,7 +325,73 @@ def test_main_tells(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_a_claim_is_kept_while_its_cpus_are_there(held: Claim, offline: str, there: bool) -> None:
-    assert setup._there(held, topology(2, 2, 2, offline=cpulist.parse(offline))) is there
+    host = topology(2, 2, 2, offline=cpulist.parse(offline))
+    plain = config.read_guest("web", "web.toml", b'[memory]\nsize = "64M"\n').guest
+    asked = setup.Request(plain, config.read_host("host.toml", b""), host, "")
+    assert setup._there("/nowhere", held, asked, []) is there
+
+
+def test_a_restart_tops_up_what_somebody_has_taken_out(root: str, pools: Pools) -> None:
+    setup.run("web", root)
+    pools._resize(0, 5)
+    setup.run("web", root)
+    assert pools.total(0) == 10
+    assert release.run("web", root) == []
+    assert (claims.read_all(root), pools.total(0)) == ({}, 0)
+
+
+def test_a_claim_from_before_pages_had_cpus_is_made_anew(root: str) -> None:
+    setup.run("web", root)
+    held = claims.read_all(root)["web"]
+    claims.write(root, held._replace(fill=()))
+    setup.run("web", root)
+    assert claims.read_all(root)["web"] == held
+
+
+def test_pages_that_somebody_has_mapped_and_not_touched_are_not_free(root: str, pools: Pools) -> None:
+    pools.create(0, 12, room=30)
+    trees.write(root, "/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages", "12")
+    setup.run("web", root)
+    # 3 of them may come from node 1.
+    assert (claims.read_all(root)["web"].grown, pools.total(0)) == ({0: 7}, 19)
+    assert release.run("web", root) == []
+    assert pools.total(0) == 12
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize("step", ["", "setup.fence", "release.fence"])
+def test_overcommitted_pages_are_so_again(
+    root: str, pools: Pools, ended: bool, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has 4 pages beyond a pool of none; growing makes them the pool's own."""
+    pools.create(0, 4, used=4, surplus=4, room=30)
+    if step == "setup.fence":
+        monkeypatch.setenv("KVMSUP_FAULT", f"{step}:error")
+        with pytest.raises(HostError):
+            setup.run("web", root)
+        monkeypatch.delenv("KVMSUP_FAULT")
+    else:
+        setup.run("web", root)
+    assert hugepages.pool(root, 0, PAGE) == hugepages.Pool(14, 10, 0)
+    if ended:
+        pools.use(0, -4)
+    if step == "release.fence":
+        monkeypatch.setenv("KVMSUP_FAULT", f"{step}:error")
+        with pytest.raises(HostError):
+            release.run("web", root)
+        monkeypatch.delenv("KVMSUP_FAULT")
+    assert release.run("web", root) == []
+    assert hugepages.pool(root, 0, PAGE) == (hugepages.Pool(0, 0, 0) if ended else hugepages.Pool(4, 0, 4))
+
+
+def test_overcommitted_pages_stay_where_giving_them_back_would_take_promised_ones(root: str, pools: Pools) -> None:
+    pools.create(0, 4, used=4, surplus=4, room=30)
+    setup.run("web", root)
+    other = claim("db", ["2"], page_size=PAGE, pages={0: 3})
+    claims.write(root, other._replace(held=True))
+    pools._resize(0, 17)
+    assert release.run("web", root) == []
+    assert hugepages.pool(root, 0, PAGE) == hugepages.Pool(7, 3, 0)
 
 
 def test_the_disk_of_another_guest(root: str, fake_systemctl: Systemctl, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -446,7 +446,7 @@ def test_half_a_core_is_isolated(tmp_path: Path) -> None:
 def thread(
     root: Path, tid: int, name: str, cpu: int, *, flags: int = 0, group: str = "/system.slice/x.service"
 ) -> None:
-    trees.write(str(root), f"/proc/{tid}/task/{tid}/stat", soundtrees.stat(name, cpu, flags))
+    trees.write(str(root), f"/proc/{tid}/task/{tid}/stat", trees.stat(name, cpu, flags))
     trees.write(str(root), f"/proc/{tid}/cgroup", f"0::{group}")
 
 
@@ -590,7 +590,7 @@ def busy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     files = make(request.param, root)
     held(root, claim("web", ksm=True))
     group = "/sys/fs/cgroup/kvm.slice/kvm-dedicated.slice/kvm@web.service/cgroup.procs"
-    more = {f"{CPU}/isolated": "2-3", "/proc/30/task/30/stat": soundtrees.stat("x", 3), "/proc/30/cgroup": "0::/x"}
+    more = {f"{CPU}/isolated": "2-3", "/proc/30/task/30/stat": trees.stat("x", 3), "/proc/30/cgroup": "0::/x"}
     more |= {group: "30", "/proc/30/status": "VmSwap: 3 kB", "/etc/kvmsup.toml": "[ksm]"}
     soundtrees.write(str(root), more)
     return root, sorted({*files, *more, "/run/kvmsup/claims/web.env"})

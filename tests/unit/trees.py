@@ -26,6 +26,11 @@ def read(root: str, path: str) -> str:
     return Path(root + path).read_text().rstrip("\n")
 
 
+def stat(name: str, cpu: int, flags: int = 0, ticks: tuple[int, int] = (0, 0)) -> str:
+    """A thread's stat up to the CPU it last ran on, and a little beyond; `ticks` in user mode and the kernel."""
+    return f"1 ({name}) S 0 0 0 0 -1 {flags} 0 0 0 0 {ticks[0]} {ticks[1]} {'0 ' * 23}{cpu} 0 0"
+
+
 def cpus(root: str, siblings: dict[int, str], nodes: dict[int, str] | None = None, *, present: str = "") -> None:
     """Online CPUs with their siblings (as the kernel lists them, "" for a CPU without that file), and nodes."""
     write(root, "/sys/devices/system/cpu/online", cpulist.render(siblings))
@@ -48,23 +53,28 @@ class Pools:
         self.root = root
         self.room: dict[int, int] = {}
         self.used: dict[int, int] = {}
+        self.surplus: dict[int, int] = {}
         self.written: list[str] = []
 
     def directory(self, node: int, page_size: int = PAGE) -> str:
         return f"/sys/devices/system/node/node{node}/hugepages/hugepages-{page_size >> 10}kB"
 
-    def create(self, node: int, total: int, *, used: int = 0, room: int = 1000) -> None:
-        self.used[node], self.room[node] = used, room
+    def create(self, node: int, total: int, *, used: int = 0, room: int = 1000, surplus: int = 0) -> None:
+        """`surplus` of the `used` pages are overcommitted ones."""
+        self.used[node], self.room[node], self.surplus[node] = used, room, surplus
         self._show(node, total)
         write(self.root, f"/sys/devices/system/node/node{node}/compact", "")
 
     def _show(self, node: int, total: int) -> None:
-        for name, value in (("nr", total), ("free", total - self.used[node]), ("surplus", 0)):
+        for name, value in (("nr", total), ("free", total - self.used[node]), ("surplus", self.surplus[node])):
             write(self.root, f"{self.directory(node)}/{name}_hugepages", str(value))
 
     def use(self, node: int, count: int) -> None:
+        """Somebody takes pages, or with a negative count leaves them: overcommitted ones go at once."""
         self.used[node] += count
-        self._show(node, self.total(node))
+        gone = min(self.surplus[node], max(0, -count))
+        self.surplus[node] -= gone
+        self._show(node, self.total(node) - gone)
 
     def total(self, node: int) -> int:
         return int(read(self.root, f"{self.directory(node)}/nr_hugepages"))
@@ -74,7 +84,15 @@ class Pools:
         self.written.append(f"{path.removeprefix(self.root)}={value}")
         if path.endswith("/nr_hugepages"):
             node = int(path.removeprefix(f"{self.root}/sys/devices/system/node/node").partition("/")[0])
-            self._show(node, max(self.used[node], min(int(value), self.room[node])))
+            self._resize(node, int(value))
+
+    def _resize(self, node: int, persistent: int) -> None:
+        """mm/hugetlb.c, set_max_huge_pages: overcommitted pages count first, and pages in use become so in the end."""
+        total, surplus = self.total(node), self.surplus[node]
+        surplus -= min(surplus, max(0, persistent - (total - surplus)))
+        total = max(self.used[node], min(persistent + surplus, self.room[node]))
+        self.surplus[node] = max(surplus, total - persistent)
+        self._show(node, total)
 
 
 @pytest.fixture
