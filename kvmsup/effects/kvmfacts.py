@@ -39,11 +39,13 @@ def processor(root: str) -> Processor:
 def kvm(root: str, cpu: Processor) -> Kvm:
     """Everything about KVM."""
     parameters = {module: _parameters(root, module) for module in _MODULES if os.path.isdir(_module(root, module))}
+    # Looked at first: making a machine is an event, at which udev sets the device's group and mode anew.
+    device = _device(root)
     # Opening a device node without a driver has the kernel load one (drivers/char/misc.c): not from here.
     probe = _probe(f"{root}/dev/kvm") if parameters else None
     return Kvm(
         parameters=parameters,
-        device=_device(root),
+        device=device,
         group=_groups(root).get("kvm"),
         probe=probe,
         allowed=_allowed(root, cpu),
