@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,9 @@ def _descriptors() -> dict[str, str]:
 def _children() -> set[str]:
     found: set[str] = set()
     for task in Path("/proc/self/task").iterdir():
-        found |= set((task / "children").read_text().split())
+        # A thread that was joined may be listed for a moment longer.
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found |= set((task / "children").read_text().split())
     return found
 
 
