@@ -16,6 +16,11 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+def slice_of(dedicated: bool) -> str:
+    """The slice that guests with CPUs of their own, or those that share theirs, run in."""
+    return "kvm-dedicated.slice" if dedicated else "kvm-shared.slice"
+
+
 class Machine(NamedTuple):
     """The virtual board and what it boots. Paths are the host's; "" where there is none."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 
 from kvmsup import cpulist
-from kvmsup.model.guest import Guest, Host
+from kvmsup.model.guest import Guest, Host, slice_of
 from kvmsup.plan import qemu, unitfile
 
 NAME = "50-kvmsup.conf"
@@ -75,7 +75,7 @@ def _guest(guest: Guest, host: Host, source: str) -> str:
         f"Description={unitfile.text(description)}",
         "",
         "[Service]",
-        f"Slice=kvm-{'dedicated' if guest.placement.dedicated else 'shared'}.slice",
+        f"Slice={slice_of(guest.placement.dedicated)}",
         *_limits(guest, host),
         "ExecStart=",
         f"ExecStart={unitfile.command(qemu.BINARY, qemu.options(guest))}",
