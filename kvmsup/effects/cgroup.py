@@ -6,14 +6,11 @@ from __future__ import annotations
 from kvmsup.effects import files
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
+from kvmsup.model.guest import slice_of
 
 
 def _path(claim: Claim) -> str:
-    return f"/kvm.slice/{_slice(claim)}/kvm@{claim.guest}.service"
-
-
-def _slice(claim: Claim) -> str:
-    return f"kvm-{'dedicated' if claim.dedicated else 'shared'}.slice"
+    return f"/kvm.slice/{slice_of(claim.dedicated)}/kvm@{claim.guest}.service"
 
 
 def processes(root: str, claim: Claim) -> list[int]:
@@ -33,8 +30,8 @@ def check_slice(root: str, pid: int, claim: Claim) -> None:
         return
     path = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "")
     if path.endswith(f"/kvm@{claim.guest}.service") and path != _path(claim):
-        where = path.split("/")[-2] or "the root slice"
+        where, ours = path.split("/")[-2] or "the root slice", slice_of(claim.dedicated)
         raise HostError(
-            f"kvm@{claim.guest} runs in {where} instead of {_slice(claim)}, which keeps guests off each other's CPUs",
-            f"take Slice= out of its drop-ins (systemctl cat kvm@{claim.guest}); {_slice(claim)} may have limits",
+            f"kvm@{claim.guest} runs in {where} instead of {ours}, which keeps guests off each other's CPUs",
+            f"take Slice= out of its drop-ins (systemctl cat kvm@{claim.guest}); {ours} may have limits",
         )

@@ -12,8 +12,9 @@ from collections.abc import Collection
 from kvmsup import cpulist
 from kvmsup.effects import files, kernel, sysfs, systemctl
 from kvmsup.model.claim import Claim
+from kvmsup.model.guest import slice_of
 
-SHARED, DEDICATED = "kvm-shared.slice", "kvm-dedicated.slice"
+SHARED, DEDICATED = slice_of(False), slice_of(True)
 
 
 def settle(root: str, claims: Collection[Claim]) -> None:

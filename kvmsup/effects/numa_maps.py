@@ -44,11 +44,14 @@ class User(NamedTuple):
 
 def mappings(root: str, pid: int) -> list[Mapping]:
     """The mappings of `pid` that have pages; none when it has ended."""
+    return list(_parse(_lines(root, pid)))
+
+
+def _lines(root: str, pid: int) -> list[str]:
     try:
-        lines = files.read(f"{root}/proc/{pid}/numa_maps").splitlines()
+        return files.read(f"{root}/proc/{pid}/numa_maps").splitlines()
     except OSError:
         return []
-    return list(_parse(lines))
 
 
 def _parse(lines: list[str]) -> Iterator[Mapping]:
@@ -71,11 +74,7 @@ def _parse(lines: list[str]) -> Iterator[Mapping]:
 
 def maps_hugepages(root: str, pid: int) -> bool:
     """Whether `pid` has a mapping of hugepages, touched or not."""
-    try:
-        lines = files.read(f"{root}/proc/{pid}/numa_maps").splitlines()
-    except OSError:
-        return False
-    return any("huge" in line.split() for line in lines)
+    return any("huge" in line.split() for line in _lines(root, pid))
 
 
 def users(root: str, node: int, page_size: int) -> list[User]:

@@ -21,6 +21,11 @@ def has_pcie(machine: str) -> bool:
     return machine == "q35" or machine.startswith("pc-q35-")
 
 
+def slice_of(dedicated: bool) -> str:
+    """The slice that guests with CPUs of their own, or those that share theirs, run in."""
+    return "kvm-dedicated.slice" if dedicated else "kvm-shared.slice"
+
+
 class Machine(NamedTuple):
     """The virtual board and what it boots. Paths are the host's; "" where there is none."""
 

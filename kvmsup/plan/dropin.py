@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 
 from kvmsup import cpulist
-from kvmsup.model.guest import Guest, Host
+from kvmsup.model.guest import Guest, Host, slice_of
 from kvmsup.plan import disks, firstboot, images, nets, paths, plugs, qemu, unitfile
 
 NAME = "50-kvmsup.conf"
@@ -78,7 +78,7 @@ def _guest(guest: Guest, host: Host, source: str) -> str:
         *nets.dependencies(guest),
         "",
         "[Service]",
-        f"Slice=kvm-{'dedicated' if guest.placement.dedicated else 'shared'}.slice",
+        f"Slice={slice_of(guest.placement.dedicated)}",
         *_limits(guest, host),
         *disks.directives(guest),
         *nets.directives(guest),
