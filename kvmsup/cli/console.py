@@ -91,7 +91,7 @@ def _wait_until_accepted(connection: socket.socket, guest: str, path: str) -> No
     """QEMU lets one client in; the next one would wait without a word."""
     until = time.monotonic() + _ACCEPT_SECONDS
     while not peers.accepted(connection):
-        if other := peers.client(path):
+        if other := peers.other_client(path, connection):
             raise KvmsupError(
                 f"the console of {guest} is in use by {other.what}", f"leave it there, or kill {other.pid}"
             )

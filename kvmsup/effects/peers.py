@@ -47,9 +47,13 @@ def accepted(connection: socket.socket) -> bool:
     return found is None or found.peer != 0
 
 
-def client(path: str) -> Client | None:
-    """Who has a connection that the server at `path` has accepted; None where nobody, or nobody that can be seen."""
-    peers = {one.peer for one in _sockets() if one.path == path and one.inode and one.peer}
+def other_client(path: str, connection: socket.socket) -> Client | None:
+    """Who has a connection that the server at `path` has accepted; None where nobody, or nobody that can be seen.
+
+    `connection` itself does not count: it may have been accepted since it was last asked for.
+    """
+    own = os.fstat(connection.fileno()).st_ino
+    peers = {one.peer for one in _sockets() if one.path == path and one.inode} - {0, own}
     return next(_owners(peers), None) if peers else None
 
 

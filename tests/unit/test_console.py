@@ -41,7 +41,7 @@ sys.exit(cli.main(["console", "web", *sys.argv[3:]]))
 def listening(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
-        server.listen(1)
+        server.listen(2)
         server.settimeout(20)
         yield server
 
@@ -240,16 +240,23 @@ def test_there_is_none(tmp_path: Path) -> None:
     assert str(caught.value) == said
 
 
-def test_whoever_is_seen(tmp_path: Path) -> None:
-    with listening(tmp_path / "c") as server, socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(tmp_path / "c"))
-        assert not peers.accepted(connection)
-        assert peers.client(str(tmp_path / "c")) is None
+def test_whoever_else_is_seen(tmp_path: Path) -> None:
+    path = str(tmp_path / "c")
+    with (
+        listening(tmp_path / "c") as server,
+        socket.socket(socket.AF_UNIX) as one,
+        socket.socket(socket.AF_UNIX) as two,
+    ):
+        one.connect(path)
+        assert not peers.accepted(one)
         other, _ = server.accept()
+        two.connect(path)
         with other:
-            assert peers.accepted(connection)
-            found = peers.client(str(tmp_path / "c"))
+            assert peers.accepted(one) and not peers.accepted(two)
+            found = peers.other_client(path, two)
             assert found and found.pid == os.getpid() and str(os.getpid()) in found.what
+            # Let in between the two questions: nobody else is in the way.
+            assert peers.other_client(path, one) is None
 
 
 @pytest.mark.parametrize(
