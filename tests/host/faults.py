@@ -19,6 +19,11 @@ DISK = '[disk.own]\npath = "own.img"\nformat = "raw"\nsize = "1M"\n'
 UNITS = ("kvm@tiny", "kvm-setup@tiny")
 
 
+def cases(steps: list[str]) -> list[tuple[str, str]]:
+    """A kill at each of `steps` and an error at every other: a start that fails costs seconds. The soak draws all."""
+    return [(step, "kill") for step in steps] + [(step, "error") for step in steps[::2]]
+
+
 def inject(host: Host, fault: str) -> None:
     """Arm `fault` (STEP:HOW) in both units of the guest; "" disarms."""
     host.put(f"KVMSUP_FAULT={fault}\n".encode() if fault else b"", "/run/fault.env")

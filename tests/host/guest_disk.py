@@ -18,7 +18,6 @@ import inspect
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.lab import build, cache, initramfs
-from tests.lab.errors import CommandTimeout, LabError, LabUnavailable, Result
+from tests.lab.errors import LabError, LabUnavailable
 from tests.lab.host import Host, Lab
 from tests.lab.progress import Progress, Silent
 from tests.lab.recipe import Recipe
@@ -127,7 +126,6 @@ _WANTED = {
 
 _ESP_START_MIB, _ESP_MIB, _DISK_MIB = 1, 63, 640
 # What a shell tells its terminal.
-_ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-B0-2]|[78=>])")
 _KEPT = 3
 _VERSION = 1  # raise it when _build makes something else of the same recipe
 
@@ -177,24 +175,6 @@ def put(host: Host, *, cloud_init: bool = False) -> str:
 def up(host: Host, guest: str, timeout: float = 240.0) -> None:
     """Wait until the guest has booted."""
     host.wait_for(f"journalctl --boot --unit kvm@{guest} --output=cat | grep -q '{UP}'", timeout=timeout, interval=1)
-
-
-def inside(host: Host, guest: str, command: str, timeout: float = 60.0) -> str:
-    """What a command of one line prints in the guest, run by root's shell on hvc0, which is logged in by itself.
-
-    Raises CommandTimeout with what the console showed.
-    """
-    # The marks are not in what the terminal echoes, as the shell in the guest has yet to join their halves.
-    line = f"clear; echo BEG''IN; {command}; echo EN''D"
-    shown = f"/run/inside.{guest}"
-    done = f"grep -q '^END' {shown}"
-    wait = f"for i in $(seq {round(timeout * 2)}); do {done} && break; sleep 0.5; done"
-    typing = f"echo; sleep 1; printf '%s\\n' {shlex.quote(line)}; {wait}; printf '\\035'"
-    host.run(f"({typing}) | kvmsup console {guest} >{shown} 2>&1", check=False, timeout=timeout + 30)
-    text = _ESCAPES.sub("", host.read(shown)).replace("\r", "")
-    if "\nEND" not in text:
-        raise CommandTimeout(f"in {guest}: {command}", Result(-1, text, ""), timeout)
-    return text.partition("BEGIN\n")[2].partition("\nEND")[0].strip("\n")
 
 
 def snapshot(lab: Lab, below: str) -> str:

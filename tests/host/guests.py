@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.lab.errors import Result
+from tests.lab.errors import CommandTimeout, Result
 from tests.lab.host import Host
 
+_ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-B0-2]|[78=>])")
 ETC = Path(__file__).parents[2] / "etc"
 PAGES = "/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages"
 
@@ -125,6 +128,30 @@ def allowed(host: Host, process: int) -> dict[str, str]:
     script = f'for t in /proc/{process}/task/*; do echo "$(cat $t/comm)=$({list_of})"; done'
     lines = host.run(script).stdout.splitlines()
     return dict(line.rsplit("=", 1) for line in lines)
+
+
+def inside(host: Host, name: str, command: str, timeout: float = 60.0) -> str:
+    """What a command of one line prints in the guest, run by root's shell on hvc0, which is logged in by itself.
+
+    Raises CommandTimeout with what the console showed.
+    """
+    # The marks are not in what the terminal echoes, as the shell in the guest has yet to join their halves.
+    line = f"clear; echo BEG''IN; {command}; echo EN''D"
+    shown = f"/run/inside.{name}"
+    wait = f"for i in $(seq {round(timeout * 2)}); do grep -q '^END' {shown} && break; sleep 0.5; done"
+    type_in(host, name, line, wait, shown, timeout)
+    text = _ESCAPES.sub("", host.read(shown)).replace("\r", "")
+    if "\nEND" not in text:
+        raise CommandTimeout(f"in {name}: {command}", Result(-1, text, ""), timeout)
+    return text.partition("BEGIN\n")[2].partition("\nEND")[0].strip("\n")
+
+
+def type_in(
+    host: Host, name: str, line: str, wait: str = "sleep 2", shown: str = "/dev/null", timeout: float = 60.0
+) -> None:
+    """Type `line` at the shell on the guest's hvc0, and leave when the host's command `wait` ends."""
+    typing = f"echo; sleep 1; printf '%s\\n' {shlex.quote(line)}; {wait}; printf '\\035'"
+    host.run(f"({typing}) | kvmsup console {name} >{shown} 2>&1", timeout=timeout + 30)
 
 
 def kvmsup(host: Host, arguments: str, *, check: bool = True) -> Any:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""An error and a kill -9 at every named step of stop and release; after each, nothing is left behind."""
+"""A kill -9, or an error, at every named step of stop and release; after each, nothing is left behind."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.host import guests
-from tests.host.faults import RELEASING, STOPPING, inject, prepare, the_next_start_works
+from tests.host.faults import RELEASING, STOPPING, cases, inject, prepare, the_next_start_works
 from tests.lab.host import Host
 
 
@@ -15,8 +15,7 @@ def tiny(host: Host) -> Host:
     return prepare(host)
 
 
-@pytest.mark.parametrize("how", ["error", "kill"])
-@pytest.mark.parametrize("step", STOPPING)
+@pytest.mark.parametrize(("step", "how"), cases(STOPPING))
 def test_a_stop_that_fails_still_stops(tiny: Host, step: str, how: str) -> None:
     inject(tiny, f"{step}:{how}")
     guests.start(tiny, "tiny")
@@ -26,8 +25,7 @@ def test_a_stop_that_fails_still_stops(tiny: Host, step: str, how: str) -> None:
     assert guests.leftovers(tiny) == []
 
 
-@pytest.mark.parametrize("how", ["error", "kill"])
-@pytest.mark.parametrize("step", RELEASING)
+@pytest.mark.parametrize(("step", "how"), cases(RELEASING))
 def test_a_release_that_fails_is_made_up_for_by_the_next_setup(tiny: Host, step: str, how: str) -> None:
     inject(tiny, f"{step}:{how}")
     guests.start(tiny, "tiny")

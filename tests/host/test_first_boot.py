@@ -63,7 +63,7 @@ def test_a_debian_guest_from_new_to_its_power_button(debian_host: Host) -> None:
     guests.start(host, "deb")
     guest_disk.up(host, "deb")
     assert f"{guest_disk.UP}: firstborn" in guests.said(host, "deb")
-    told = guest_disk.inside(
+    told = guests.inside(
         host, "deb",
         "systemd-creds --system cat secret; cat /root/.ssh/authorized_keys;"
         " stat -c %a:%n /run/credentials/@system;"

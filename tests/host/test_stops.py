@@ -52,15 +52,9 @@ def booted(host: Host, times: int = 1) -> None:
     host.wait_for(f"[ $(journalctl -b {invocation} | grep -c '{READY}') = {times} ]", timeout=300)
 
 
-def shell(host: Host, command: str, seconds: int = 3) -> str:
-    """What the shell on the guest's hvc0 answers within `seconds`."""
-    typed = f"{{ sleep 1; echo '{command}'; sleep {seconds}; printf '\\035'; }} | timeout 60 kvmsup console demo"
-    return host.run(typed, check=False, timeout=90).stdout
-
-
 def test_a_guest_chooses_no_priorities(demo: Host) -> None:
     """Those of emergencies are written to every terminal of a host."""
-    shell(demo, 'echo "<0>the sky is falling" >/dev/ttyS0')
+    guests.inside(demo, "demo", 'echo "<0>the sky is falling" >/dev/ttyS0')
     demo.wait_for("journalctl -b -u kvm@demo -o cat | grep -q 'the sky is falling'")
     lines = demo.run("journalctl -b -u kvm@demo -o json --grep 'the sky'").stdout.splitlines()
     found = {(one["PRIORITY"], one["MESSAGE"]) for one in map(json.loads, lines)}
@@ -68,7 +62,7 @@ def test_a_guest_chooses_no_priorities(demo: Host) -> None:
 
 
 def test_the_second_at_the_console_is_told_who_has_it(demo: Host) -> None:
-    demo.run("{ sleep 15 | kvmsup console demo >/dev/null 2>&1; } >/dev/null 2>&1 & sleep 3")
+    demo.run("{ { sleep 15; printf '\\035'; } | kvmsup console demo; } >/dev/null 2>&1 & sleep 3")
     told = demo.run("kvmsup console demo </dev/null", check=False)
     assert told.rc == 1
     assert told.stderr.startswith("kvmsup: the console of demo is in use by process "), told.stderr
@@ -78,11 +72,8 @@ def test_the_second_at_the_console_is_told_who_has_it(demo: Host) -> None:
 
 def test_a_flood_is_dropped_and_counted(demo: Host) -> None:
     """On both consoles, with nobody at one of them: the guest goes on, the host's journal keeps what others say."""
-    shell(
-        demo,
-        "yes flood >/dev/ttyS0 & yes flood >/dev/hvc0 & sleep 10; kill %1 %2; echo after the flood >/dev/ttyS0",
-        0,
-    )
+    flood = "yes flood >/dev/ttyS0 & yes flood >/dev/hvc0 & sleep 10; kill %1 %2; echo after the flood >/dev/ttyS0"
+    guests.type_in(demo, "demo", flood)
     demo.run("sleep 5; logger said during the flood; journalctl --sync", timeout=60)
     demo.wait_for("journalctl -b -t root -o cat | grep -q 'said during the flood'", timeout=30)
     demo.run("sleep 12")
@@ -90,12 +81,12 @@ def test_a_flood_is_dropped_and_counted(demo: Host) -> None:
     print(f"{kept} lines kept")
     assert 100 < kept < 20_000
     assert "Suppressed" in demo.run("journalctl -b -u systemd-journald -o cat").stdout
-    assert "1+1=2" in shell(demo, "echo 1+1=$((1+1))")
+    assert guests.inside(demo, "demo", "echo 1+1=$((1+1))") == "1+1=2"
 
 
 def test_a_reboot_is_the_same_service(demo: Host) -> None:
     process = guests.pid(demo, "demo")
-    shell(demo, "reboot -f", 1)
+    guests.type_in(demo, "demo", "reboot -f")
     booted(demo, 2)
     assert guests.pid(demo, "demo") == process
     assert guests.kvmsup(demo, "status demo")["drift"] is False
@@ -115,7 +106,7 @@ def test_a_panic_is_a_failure_with_its_reason(demo: Host) -> None:
     if guests.state(demo, "kvm@demo") != "active":
         guests.start(demo, "demo")
         booted(demo)
-    shell(demo, "echo c >/proc/sysrq-trigger", 5)
+    guests.type_in(demo, "demo", "echo c >/proc/sysrq-trigger")
     demo.wait_for("[ $(systemctl show -P ActiveState kvm@demo) = failed ]", timeout=120)
     assert guests.show(demo, "kvm@demo", "Result", "ExecMainStatus") == {"Result": "exit-code", "ExecMainStatus": "1"}
     assert "the guest's kernel has panicked" in demo.run("systemctl status kvm@demo", check=False).stdout
