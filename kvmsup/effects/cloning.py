@@ -122,9 +122,8 @@ def resize(part: str, format: str, size: int) -> None:
 
 def convert(about: str, base: str, base_format: str, part: str, format: str) -> None:
     """Copy what is in `base`, into another format if need be. Progress is told as of `about`. Raises HostError."""
-    driver = "host_device" if base.startswith("/dev/") else "file"
     backing = {"backing": None} if base_format == "qcow2" else {}
-    file = {"driver": driver, "filename": base}
+    file = {"driver": "file", "filename": base}
     source = "json:" + json.dumps({"driver": base_format, "read-only": True, **backing, "file": file})
     command = [*_command(), "convert", "-p", "-t", "none", "-T", "none", "-O", format, source, part]
     if not _takes_direct(part) or not _takes_direct(base):
