@@ -44,7 +44,7 @@ def find(root: str, guest: Guest, early: Callable[[], bool]) -> Backing:
 
 def _held(root: str, guest: Guest, disk: Disk, early: Callable[[], bool]) -> Iterator[Held]:
     try:
-        found = _look(root, guest, disk)
+        found = _look(root, guest, disk, early)
     except FileNotFoundError:
         # attach looks again, when systemd has waited for mounts and devices.
         if not early():
@@ -57,17 +57,14 @@ def _held(root: str, guest: Guest, disk: Disk, early: Callable[[], bool]) -> Ite
             yield Held(disk.name, identity.of(found), write=not disk.read_only)
 
 
-def _look(root: str, guest: Guest, disk: Disk) -> os.stat_result | None:
+def _look(root: str, guest: Guest, disk: Disk, early: Callable[[], bool]) -> os.stat_result | None:
     """None where the image has yet to be made. Raises OSError, or HostError."""
     if not planned.is_plugged(disk):
-        path = planned.path(guest.name, disk)
-        there = os.path.lexists(root + path)
-        if disk.base and not there:
-            _check_base(root, disk)
-        # Its directory is the guest's own: where a link there leads is nobody's business.
-        return os.lstat(root + path) if there else None
+        return _look_at_own(root, guest, disk, early)
     found = os.stat(root + disk.path)
     _check_kind(disk, found.st_mode)
+    if not os.access(root + disk.path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     try:
         descriptor = handover.open_file(File(disk.path, False, 0, disk.format), root)
     except HostError as error:
@@ -76,6 +73,16 @@ def _look(root: str, guest: Guest, disk: Disk) -> os.stat_result | None:
     if stat.S_ISBLK(found.st_mode) and not disk.read_only:
         _check_unused(root, disk)
     return found
+
+
+def _look_at_own(root: str, guest: Guest, disk: Disk, early: Callable[[], bool]) -> os.stat_result | None:
+    """Its directory is the guest's own: where a link there leads is nobody's business."""
+    try:
+        return os.lstat(root + planned.path(guest.name, disk))
+    except FileNotFoundError:
+        if disk.base:
+            _check_base(root, disk, early)
+        return None
 
 
 def _check_kind(disk: Disk, mode: int) -> None:
@@ -98,8 +105,11 @@ def _check_unused(root: str, disk: Disk) -> None:
         raise
 
 
-def _check_base(root: str, disk: Disk) -> None:
+def _check_base(root: str, disk: Disk, early: Callable[[], bool]) -> None:
+    """create looks again, as attach does, when systemd has waited for its mount."""
     key = f"disk.{disk.name}.base"
+    if not os.path.exists(root + disk.base) and early():
+        return
     readable.check(key, disk.base, root)
     descriptor = os.open(root + disk.base, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -116,7 +126,7 @@ def problems(root: str, guest: Guest) -> Iterator[Problem]:
     """What the start of `guest` would be refused for, and an image that is not as large as the file has it."""
     for disk in guest.disks:
         try:
-            found = _look(root, guest, disk)
+            found = _look(root, guest, disk, lambda: False)
         except HostError as error:
             key = "base" if error.what.startswith(f"disk.{disk.name}.base: ") else "path"
             what = error.what.removeprefix(f"disk.{disk.name}.base: ").removeprefix(f"disk.{disk.name}: ")

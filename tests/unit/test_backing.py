@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,11 @@ import pytest
 from kvmsup.effects import backing, firmware, handover, identity, iouring
 from kvmsup.errors import HostError
 from kvmsup.model import claim as claim_text
-from kvmsup.model import config
+from kvmsup.model import config, hostpaths
 from kvmsup.model.claim import Held
 from kvmsup.model.guest import Guest
 from kvmsup.plan import disks as planned
-from kvmsup.plan import refusals
+from kvmsup.plan import paths, refusals
 from kvmsup.plan.plugs import File, Plug
 from kvmsup.plan.refusals import Taken
 from tests.unit import real_qemu
@@ -128,6 +129,40 @@ def test_a_base_that_the_guests_user_cannot_read(tmp_path: Path) -> None:
     # Once the image is there, nobody needs the base.
     write(tmp_path, "/var/lib/kvmsup/web/root.img")
     assert len(found(tmp_path, disk("root.img", 'base = "/nowhere"')).disks) == 1
+
+
+@pytest.mark.parametrize("kind", ["directory", "fifo", "device"])
+def test_a_base_that_is_no_file(tmp_path: Path, kind: str) -> None:
+    """A directory's size is the largest there is, and a copy of /dev/null would be a disk without room."""
+    (tmp_path / "srv").mkdir()
+    path = tmp_path / "srv/base"
+    {"directory": os.mkdir, "fifo": os.mkfifo, "device": lambda path: os.symlink("/dev/null", path)}[kind](path)
+    path.chmod(0o755) if kind != "device" else None
+    for size in ("", 'size = "1G"'):
+        said = refused(tmp_path, disk("root.img", f'base = "/srv/base"\n{size}'))
+        assert said == "disk.root.base: /srv/base is no file\n  hint: name a file"
+
+
+def test_a_base_that_may_yet_be_mounted(tmp_path: Path) -> None:
+    assert found(tmp_path, disk("root.img", 'base = "/srv/base.img"'), early=True).disks == ()
+    write(tmp_path, "/srv/base.img")
+    with pytest.raises(HostError, match=r"base\.img cannot be read by the guest's own user"):
+        found(tmp_path, disk("root.img", 'base = "/srv/base.img"'), early=True)
+
+
+def test_a_link_into_a_guests_own_directory(tmp_path: Path) -> None:
+    """Today it leads to an image; tomorrow to what whoever took QEMU over wants root to open."""
+    write(tmp_path, "/var/lib/private/kvmsup/db/root.img")
+    (tmp_path / "srv").mkdir()
+    os.symlink("../var/lib/private/kvmsup/db/root.img", tmp_path / "srv/a.img")
+    assert refused(tmp_path, disk("/srv/a.img")) == (
+        "disk.root: /srv/a.img leads to /var/lib/private/kvmsup/db/root.img, in a guest's own directory, where links "
+        "may lead root anywhere\n  hint: move the image to a directory that no guest may write to"
+    )
+
+
+def test_guests_own_directories_are_those() -> None:
+    assert {f"{paths.STATE}/", f"{paths.RUNTIME}/"} < set(hostpaths.GUESTS_OWN)
 
 
 @pytest.fixture
@@ -362,3 +397,36 @@ def test_check_tells_it_beforehand(tmp_path: Path) -> None:
         ("machine.firmware", "no UEFI firmware for pc-q35-7.2 in /usr/share/qemu/firmware"),
     ]
     assert found[0].hint == ("with the guest stopped: qemu-img resize -f raw /var/lib/kvmsup/web/root.img 8M")
+
+
+def as_anybody(do: Callable[[], str]) -> str:
+    """What `do` returns to a user without rights."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            os.write(writer, do().encode())
+        except BaseException as error:
+            os.write(writer, repr(error).encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as said:
+        return said.read()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+def test_check_tells_others_nothing_that_is_not_so() -> None:
+    """Who may not look says nothing: neither of a disk for root alone, nor of a base once there is an image."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        write(root, "/srv/secret.img")
+        write(root, "/var/lib/kvmsup/web/root.img")
+        (root / "var/lib/kvmsup/web").chmod(0o700)
+        asked = guest(disk("root.img", 'base = "/gone"') + '[disk.b]\npath = "/srv/secret.img"\nformat = "raw"\n')
+        assert not [*backing.problems(name, asked)]
+        assert as_anybody(lambda: str([*backing.problems(name, asked)])) == "[]"

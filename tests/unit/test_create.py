@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -154,6 +155,22 @@ def test_a_qcow2_that_is_none(own: Path) -> None:
     assert refused(own, image(format="qcow2", size=MIB)) == (
         'disk.root: root.img is no qcow2 image\n  hint: format = "raw", if it is a raw one'
     )
+
+
+def test_what_is_no_image_at_all(own: Path) -> None:
+    (own / "root.img").mkdir()
+    assert refused(own, image(size=MIB)) == "disk.root: root.img is neither a file nor a block device"
+    os.rmdir(own / "root.img")
+    assert refused(own, image(base=str(own.parent))) == f"disk.root: {own.parent} is neither a file nor a block device"
+    assert refused(own, image(base="/dev/null")) == "disk.root: /dev/null is neither a file nor a block device"
+
+
+def test_a_base_in_shared_memory(own: Path) -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.write(b"k" * MIB)
+        file.flush()
+        made(own, image(format="qcow2", base=file.name, of_base="raw"))
+    assert content(own / "root.img", "qcow2") == b"k" * MIB
 
 
 def test_without_qemu_img(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
