@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -54,7 +55,20 @@ def _held(root: str, guest: Guest, disk: Disk, early: Callable[[], bool]) -> Ite
         raise HostError(f"disk.{disk.name}: {disk.path}: {error.strerror}") from None
     else:
         if found:
-            yield Held(disk.name, identity.of(found), write=not disk.read_only)
+            yield _as_held(root, disk.name, found, write=not disk.read_only)
+
+
+def _as_held(root: str, name: str, found: os.stat_result, *, write: bool) -> Held:
+    known = identity.of(found)
+    return Held(name, known, write, identity.beneath(root, known))
+
+
+def bases(root: str, guest: Guest) -> Iterator[Held]:
+    """The bases that create is about to copy, as disks that are only read: who writes to one spoils the copy."""
+    for disk in guest.disks:
+        if disk.base and not os.path.lexists(root + planned.path(guest.name, disk)):
+            with contextlib.suppress(OSError):
+                yield _as_held(root, f"{disk.name}.base", os.stat(root + disk.base), write=False)
 
 
 def _look(root: str, guest: Guest, disk: Disk, early: Callable[[], bool]) -> os.stat_result | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kvmsup.effects import backing, firmware, handover, identity, iouring
-from kvmsup.errors import HostError
+from kvmsup.errors import HostError, Refusal
 from kvmsup.model import claim as claim_text
 from kvmsup.model import config, hostpaths
 from kvmsup.model.claim import Held
@@ -182,7 +182,8 @@ def loop(tmp_path: Path) -> Iterator[str]:
 def test_a_block_device(loop: str, tmp_path: Path) -> None:
     (one,) = backing.find("", guest(disk(loop)), lambda: False).disks
     device = os.stat(loop).st_rdev
-    assert one == Held("root", f"block:{os.major(device)}:{os.minor(device)}", write=True)
+    file = identity.of(os.stat(tmp_path / "loop.img"))
+    assert one == Held("root", f"block:{os.major(device)}:{os.minor(device)}", write=True, on=(file,))
     os.symlink(loop, tmp_path / "link")
     with pytest.raises(HostError, match=r"link leads to a block device\n"):
         backing.find("", guest(disk(f"{tmp_path}/link")), lambda: False)
@@ -211,7 +212,10 @@ def test_a_guest_boots_from_a_block_device(loop: str) -> None:
         assert running.printed("\n") == "from a device\n"
 
 
-HOLDER = claim("db")._replace(disks=(Held("data", "file:1:2:3", True), Held("cd", "file:1:2:4", False)))
+DATA = Held("data", "file:1:2:3", True)
+HOLDER = claim("db")._replace(
+    disks=(DATA, Held("cd", "file:1:2:4", False), Held("part", "block:8:17", True, ("block:8:16",)))
+)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +226,11 @@ HOLDER = claim("db")._replace(disks=(Held("data", "file:1:2:3", True), Held("cd"
         (Held("root", "file:1:2:4", True), "disk.root: guest db has the same one as its disk.cd"),
         (Held("root", "file:1:2:4", False), ""),
         (Held("root", "file:9:2:3", True), ""),
+        (Held("root", "block:7:0", True, ("file:1:2:3",)), "disk.root: guest db has what it lies on as its disk.data"),
+        (Held("root", "block:7:0", False, ("file:1:2:4",)), ""),
+        (Held("root", "block:8:16", False), "disk.root: guest db has a part of it as its disk.part"),
+        # Two partitions of one disk have nothing of each other.
+        (Held("root", "block:8:18", True, ("block:8:16",)), ""),
     ],
 )
 def test_a_disk_of_another_guest(mine: Held, said: str) -> None:
@@ -233,6 +242,65 @@ def test_a_disk_of_another_guest(mine: Held, said: str) -> None:
         assert error.hint == "stop that guest, or make it read-only in both"
     else:
         assert not said
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (DATA._replace(name="b"), "disk.b: disk.data is the same one"),
+        (DATA._replace(name="b", write=False), "disk.b: disk.data is the same one"),
+        (Held("b", "block:7:0", True, (DATA.identity,)), "disk.b: disk.data is what it lies on"),
+        (Held("b", "file:1:2:4", True), ""),
+    ],
+)
+def test_two_disks_of_one_guest(other: Held, said: str) -> None:
+    refusals.check_apart([DATA._replace(write=False), other._replace(write=False)])
+    try:
+        refusals.check_apart([DATA, other])
+    except Refusal as error:
+        assert str(error) == f"{said}\n  hint: each needs an image of its own"
+    else:
+        assert not said
+
+
+def block(root: Path, number: str, place: str, **attributes: str) -> None:
+    """A block device in sysfs; `place` is below /sys/devices."""
+    write(root, f"/sys/devices/{place}/dev", f"{number}\n".encode())
+    for name, value in attributes.items():
+        write(root, f"/sys/devices/{place}/{name.replace('__', '/')}", f"{value}\n".encode())
+    (root / "sys/dev/block").mkdir(parents=True, exist_ok=True)
+    os.symlink(f"../../devices/{place}", root / "sys/dev/block" / number)
+
+
+def test_what_a_device_lies_on(tmp_path: Path) -> None:
+    """A volume on an encrypted partition of a loop device, and a file that is whole."""
+    file = identity.of(os.stat(write(tmp_path, "/srv/disk.img")))
+    block(tmp_path, "7:0", "virtual/block/loop0", loop__backing_file="/srv/disk.img")
+    block(tmp_path, "259:1", "virtual/block/loop0/loop0p1", partition="1")
+    for number, name, slave in (("253:0", "dm-0", "loop0/loop0p1"), ("253:1", "dm-1", "dm-0")):
+        block(tmp_path, number, f"virtual/block/{name}")
+        (tmp_path / f"sys/devices/virtual/block/{name}/slaves").mkdir()
+        os.symlink(f"../../{slave}", tmp_path / f"sys/devices/virtual/block/{name}/slaves/{slave.partition('/')[0]}")
+    below = ("block:253:0", "block:259:1", "block:7:0", file)
+    assert identity.beneath(str(tmp_path), "block:253:1") == below
+    assert identity.beneath(str(tmp_path), "block:259:1") == below[2:]
+    assert identity.beneath(str(tmp_path), file) == ()
+    (tmp_path / "srv/disk.img").unlink()
+    assert identity.beneath(str(tmp_path), "block:7:0") == ()
+    assert identity.beneath(str(tmp_path), "block:99:9") == ()
+
+
+def test_a_base_that_somebody_writes_to(tmp_path: Path) -> None:
+    asked = guest(disk("root.img", 'base = "/srv/base.img"'))
+    assert not [*backing.bases(str(tmp_path), asked)]
+    base = identity.of(os.stat(write(tmp_path, "/srv/base.img")))
+    assert [*backing.bases(str(tmp_path), asked)] == [Held("root.base", base, write=False)]
+    with pytest.raises(Taken) as caught:
+        writer = claim("db")._replace(disks=(Held("data", base, write=True),))
+        refusals.check_disks("web", backing.bases(str(tmp_path), asked), [writer])
+    assert caught.value.what == "disk.root.base: guest db has the same one as its disk.data"
+    write(tmp_path, "/var/lib/kvmsup/web/root.img")
+    assert not [*backing.bases(str(tmp_path), asked)]
 
 
 def test_the_claim_comes_back() -> None:
