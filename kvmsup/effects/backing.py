@@ -75,17 +75,34 @@ def _look(root: str, guest: Guest, disk: Disk, early: Callable[[], bool]) -> os.
     """None where the image has yet to be made. Raises OSError, or HostError."""
     if not planned.is_plugged(disk):
         return _look_at_own(root, guest, disk, early)
-    found = os.stat(root + disk.path)
-    _check_kind(disk, found.st_mode)
-    if not os.access(root + disk.path, os.R_OK):
+    return _look_at_hosts(root, f"disk.{disk.name}", File(disk.path, not disk.read_only, 0, disk.format))
+
+
+def look_late(root: str, about: str, source: File) -> Held:
+    """The disk that the TOML has at `about`, for attach: it was not there at setup, and systemd has waited since.
+
+    Raises HostError.
+    """
+    try:
+        found = _look_at_hosts(root, about, source)
+    except OSError as error:
+        raise HostError(f"{about}: {source.path}: cannot open: {error.strerror}") from None
+    return _as_held(root, about.removeprefix("disk."), found, write=source.write)
+
+
+def _look_at_hosts(root: str, about: str, source: File) -> os.stat_result:
+    """Raises OSError, or HostError, for what `source` cannot be."""
+    found = os.stat(root + source.path)
+    _check_kind(about, source.path, found.st_mode)
+    if not os.access(root + source.path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     try:
-        descriptor = handover.open_file(File(disk.path, False, 0, disk.format), root)
+        descriptor = handover.open_file(source._replace(write=False, direct=False), root)
     except HostError as error:
-        raise HostError(f"disk.{disk.name}: {error.what}", error.hint) from None
+        raise HostError(f"{about}: {error.what}", error.hint) from None
     os.close(descriptor)
-    if stat.S_ISBLK(found.st_mode) and not disk.read_only:
-        _check_unused(root, disk)
+    if stat.S_ISBLK(found.st_mode) and source.write:
+        _check_unused(root, about, source.path)
     return found
 
 
@@ -99,23 +116,22 @@ def _look_at_own(root: str, guest: Guest, disk: Disk, early: Callable[[], bool])
         return None
 
 
-def _check_kind(disk: Disk, mode: int) -> None:
+def _check_kind(about: str, path: str, mode: int) -> None:
     """A path below /dev is a device for the generator, which asks no host, and any other a file."""
-    if stat.S_ISBLK(mode) and not disks.is_device(disk.path):
-        what = f"disk.{disk.name}: {disk.path} leads to a block device"
-        raise HostError(what, "name the device itself, by a path below /dev")
-    if stat.S_ISREG(mode) and disks.is_device(disk.path):
-        raise HostError(f"disk.{disk.name}: {disk.path} is a file, not a device", "move it out of /dev")
+    if stat.S_ISBLK(mode) and not disks.is_device(path):
+        raise HostError(f"{about}: {path} leads to a block device", "name the device itself, by a path below /dev")
+    if stat.S_ISREG(mode) and disks.is_device(path):
+        raise HostError(f"{about}: {path} is a file, not a device", "move it out of /dev")
 
 
-def _check_unused(root: str, disk: Disk) -> None:
+def _check_unused(root: str, about: str, path: str) -> None:
     """Opened exclusively, a block device that is mounted, or a part of something else, is busy (open(2), O_EXCL)."""
     try:
-        os.close(os.open(root + disk.path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+        os.close(os.open(root + path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
         if error.errno == errno.EBUSY:
-            what = f"disk.{disk.name}: {disk.path} is in use by the host itself: mounted, or a part of something"
-            raise HostError(what, f"lsblk {disk.path} shows by what") from None
+            what = f"{about}: {path} is in use by the host itself: mounted, or a part of something"
+            raise HostError(what, f"lsblk {path} shows by what") from None
         raise
 
 

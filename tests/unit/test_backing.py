@@ -184,6 +184,7 @@ def test_a_block_device(loop: str, tmp_path: Path) -> None:
     device = os.stat(loop).st_rdev
     file = identity.of(os.stat(tmp_path / "loop.img"))
     assert one == Held("root", f"block:{os.major(device)}:{os.minor(device)}", write=True, on=(file,))
+    assert backing.look_late("", "disk.root", File(loop, True, 0, "raw")) == one
     os.symlink(loop, tmp_path / "link")
     with pytest.raises(HostError, match=r"link leads to a block device\n"):
         backing.find("", guest(disk(f"{tmp_path}/link")), lambda: False)
@@ -193,6 +194,8 @@ def test_a_block_device(loop: str, tmp_path: Path) -> None:
         with pytest.raises(HostError) as caught:
             backing.find("", guest(disk(loop)), lambda: False)
         assert len(backing.find("", guest(disk(loop, "read-only = true")), lambda: False).disks) == 1
+        with pytest.raises(HostError, match="is in use by the host itself"):
+            backing.look_late("", "disk.root", File(loop, True, 0, "raw"))
     finally:
         os.close(holder)
     assert str(caught.value) == (
