@@ -55,7 +55,7 @@ def main(name: str, root: str = "") -> int:
 
 def _given(pid: int) -> tuple[Claim, Sequence[plugs.Plug]]:
     try:
-        plugged = plugs.parse(os.environ.get(plugs.VARIABLE, "[]"))
+        plugged = plugs.given(os.environ)
         return claim_text.from_environment(os.environ, "the environment"), plugged
     except KvmsupError:
         proc.send(pid, signal.SIGTERM)

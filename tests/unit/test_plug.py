@@ -266,6 +266,18 @@ def test_no_plugs(text: str) -> None:
         plugs.parse(text)
 
 
+def test_more_disks_than_one_variable_holds() -> None:
+    """As many as there is room for, by the long names of /dev/disk/by-id: Linux starts a program with them."""
+    name = "dm-uuid-LVM-" + "x" * 64
+    several = [disk(f"/dev/disk/by-id/{name}{number:03}", f"data-{number}", number=number) for number in range(256)]
+    found = plugs.variables(several)
+    assert plugs.given({**found, "PATH": "/bin"}) == tuple(several)
+    assert len(found) > 1 and plugs.VARIABLE in found
+    subprocess.run(["/bin/true"], env=found, check=True)
+    assert plugs.variables([]) == {} and plugs.given({}) == ()
+    assert plugs.variables(several[:1]) == {plugs.VARIABLE: plugs.render(several[:1])}
+
+
 def test_aio_is_the_one_thing_left_open() -> None:
     (add, _) = disk("/chosen").commands
     told = plugs.settled(add, "io_uring").arguments
