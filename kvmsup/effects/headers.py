@@ -48,6 +48,11 @@ def check(descriptor: int, path: str, format: str) -> None:
         raise HostError(what, f"qemu-img convert -O qcow2 {path} NEW.qcow2 makes an image of its own")
 
 
+def is_qcow2(descriptor: int) -> bool:
+    """Whether an image of the administrator's says that it is one. Raises OSError."""
+    return os.pread(descriptor, len(_MAGIC), 0) == _MAGIC
+
+
 def size(descriptor: int, path: str, format: str) -> int:
     """The size in bytes of the disk in the image or block device `descriptor`, which `check` finds sound.
 
