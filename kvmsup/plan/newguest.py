@@ -154,8 +154,8 @@ def _check(text: str, wanted: dict[str, Any]) -> None:
 def user_data(hostname: str, keys: Sequence[str]) -> str:
     """cloud-config that sets the host name, if there is one, and lets the owners of `keys` in as the image's user.
 
-    JSON is YAML, and a string of it is safe there, whatever it contains; but of the two escapes that JSON has for what is
-    beyond U+FFFF PyYAML makes two characters.
+    JSON is YAML, and a string of it is safe there, whatever it contains. Keys are without JSON's escapes: PyYAML makes
+    two characters of what has two of them, as all beyond U+FFFF.
     """
     lines = ["#cloud-config"]
     if hostname:
