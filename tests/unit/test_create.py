@@ -144,6 +144,11 @@ def test_a_base_that_leads_elsewhere(own: Path) -> None:
     assert said.startswith(f"disk.root: {path} has a backing file, and what an image names is not opened\n")
 
 
+def test_larger_than_an_image_can_be(own: Path) -> None:
+    assert refused(own, image(format="qcow2", size=1 << 52)).startswith("disk.root: qemu-img: ")
+    assert refused(own, image(size=1 << 52)) == f"disk.root: {own}/root.img: cannot be made: File too large"
+
+
 def test_nothing_to_make_it_from(own: Path) -> None:
     assert refused(own, image()) == (
         f"disk.root: there is no root.img in {own}\n" '  hint: size = "20G" makes an empty one, base = "/…" a copy'
@@ -176,13 +181,13 @@ def test_a_base_in_shared_memory(own: Path) -> None:
 def test_without_qemu_img(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cloning, "QEMU_IMG", "/nowhere/qemu-img")
     assert refused(own, image(format="qcow2", size=MIB)) == (
-        "there is no /nowhere/qemu-img, which makes disk images\n  hint: apt install qemu-utils"
+        "disk.root: there is no /nowhere/qemu-img, which makes disk images\n  hint: apt install qemu-utils"
     )
     made(own, image(size=MIB))
     assert (own / "root.img").stat().st_size == MIB
 
 
-def test_nvram(own: Path, tmp_path: Path) -> None:
+def test_nvram(own: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     template = tmp_path / "VARS.fd"
     template.write_bytes(b"as it comes")
     made(own, template=str(template))
@@ -190,9 +195,16 @@ def test_nvram(own: Path, tmp_path: Path) -> None:
     assert (nvram.read_bytes(), nvram.stat().st_mode & 0o777) == (b"as it comes", 0o600)
     nvram.write_bytes(b"the guest's")
     made(own, template=str(template))
+    assert capfd.readouterr().err == ""
+    template.write_bytes(b"of another..")
+    made(own, template=str(template))
     assert nvram.read_bytes() == b"the guest's"
+    assert capfd.readouterr().err == (
+        "<4>machine.firmware: nvram.fd has 11, and this firmware's has 12: it will not find its boot entries\n"
+        f"<4>  hint: {nvram} is left as it is; without it a new one is made at the next start\n"
+    )
     nvram.unlink()
-    with pytest.raises(HostError, match=r"^/nowhere: cannot read: No such file or directory$"):
+    with pytest.raises(HostError, match=r"^machine.firmware: /nowhere: cannot read: No such file or directory$"):
         made(own, template="/nowhere")
     assert not [*own.iterdir()]
 
