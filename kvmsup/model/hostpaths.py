@@ -19,5 +19,5 @@ def wrong(path: str) -> tuple[str, str] | None:
         return f'"{path}" names no file, or has parts that lead nowhere', "leave out //, /./, /../ and a / at the end"
     if path.startswith(GUESTS_OWN):
         what = f'"{path}" is in a guest\'s own directory, where links may lead root anywhere'
-        return what, "a name without a slash is an image there; others belong elsewhere"
+        return what, "put it where only root can write"
     return None
