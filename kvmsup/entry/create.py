@@ -46,8 +46,7 @@ def _make_images(environment: Mapping[str, str]) -> None:
     wanted = images.parse(environment.get(images.VARIABLE, "[]"))
     template = environment.get("KVMSUP_NVRAM_TEMPLATE", "")
     step("create.sweep")
-    for file in (*(image.file for image in wanted), images.NVRAM):
-        cloning.sweep(directory, file)
+    cloning.sweep(directory)
     step("create.images")
     for image in wanted:
         with _about(image.about):

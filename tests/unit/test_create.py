@@ -260,6 +260,16 @@ def test_killed_in_the_middle(own: Path) -> None:
     assert content(own / "root.img", "qcow2") == source.read_bytes()
 
 
+def test_what_was_left_at_an_image_of_another_name(own: Path) -> None:
+    """The disk was renamed after a kill."""
+    for name in (".old.qcow2.part", ".keep", "root.part"):
+        (own / name).write_bytes(b"x")
+    made(own, image(size=MIB))
+    assert sorted(path.name for path in own.iterdir()) == [".keep", "root.img", "root.part"]
+    (own / ".old.qcow2.part").mkdir()
+    assert refused(own, image(size=MIB)) == f"{own}/.old.qcow2.part: cannot remove: Is a directory"
+
+
 @pytest.mark.parametrize("name", ["create.sweep", "create.images", "create.nvram"])
 def test_a_fault_at_each_step(own: Path, name: str) -> None:
     program = "from kvmsup.entry import create; import sys; sys.exit(create.main('web'))"
