@@ -7,17 +7,18 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from kvmsup import sizes
 from kvmsup.effects import cloning, firmware, handover, headers, identity, iouring, kernel, readable
-from kvmsup.errors import HostError
+from kvmsup.errors import HostError, Refusal
 from kvmsup.model import disks
 from kvmsup.model.claim import Held
 from kvmsup.model.guest import Disk, Guest
 from kvmsup.model.table import Problem
 from kvmsup.plan import disks as planned
+from kvmsup.plan import refusals
 from kvmsup.plan.paths import BINARY
 from kvmsup.plan.plugs import File
 
@@ -154,6 +155,7 @@ def _check_base(root: str, disk: Disk, early: Callable[[], bool]) -> None:
 
 def problems(root: str, guest: Guest) -> Iterator[Problem]:
     """What the start of `guest` would be refused for, and an image that is not as large as the file has it."""
+    held = []
     for disk in guest.disks:
         try:
             found = _look(root, guest, disk, lambda: False)
@@ -167,14 +169,25 @@ def problems(root: str, guest: Guest) -> Iterator[Problem]:
             what = f"{disk.path}: {error.strerror}"
             yield Problem(("disk", disk.name, "path"), what, "", at_key=False, severity="warning")
         else:
+            if found:
+                held.append(_as_held(root, disk.name, found, write=not disk.read_only))
             if found and disk.size and not planned.is_plugged(disk):
                 yield from _other_size(root, guest, disk)
+    yield from _not_apart(held)
     if guest.machine.firmware == "uefi":
         try:
             firmware.find(root, guest.machine.type)
         except HostError as error:
             what = error.what.partition(": ")[2]
             yield Problem(("machine", "firmware"), what, error.hint, at_key=False, severity="warning")
+
+
+def _not_apart(held: Sequence[Held]) -> Iterator[Problem]:
+    try:
+        refusals.check_apart(held)
+    except Refusal as error:
+        key, _, what = error.what.partition(": ")
+        yield Problem((*key.split("."), "path"), what, error.hint, at_key=False, severity="warning")
 
 
 def _other_size(root: str, guest: Guest, disk: Disk) -> Iterator[Problem]:

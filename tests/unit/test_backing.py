@@ -474,6 +474,13 @@ def test_check_tells_it_beforehand(tmp_path: Path) -> None:
     assert found[0].hint == ("with the guest stopped: qemu-img resize -f raw /var/lib/kvmsup/web/root.img 8M")
 
 
+def test_check_tells_of_one_file_by_two_names(tmp_path: Path) -> None:
+    os.link(write(tmp_path, "/srv/a.img"), tmp_path / "srv/b.img")
+    text = "".join(f'[disk.{name}]\npath = "/srv/{name}.img"\nformat = "raw"\n' for name in "ab")
+    (found,) = backing.problems(str(tmp_path), guest(text))
+    assert (found.path, found.what) == (("disk", "b", "path"), "disk.a is the same one")
+
+
 def as_anybody(do: Callable[[], str]) -> str:
     """What `do` returns to a user without rights."""
     reader, writer = os.pipe()
