@@ -102,19 +102,23 @@ def _look_at_hosts(root: str, about: str, source: File) -> os.stat_result:
     except HostError as error:
         raise HostError(f"{about}: {error.what}", error.hint) from None
     os.close(descriptor)
-    if stat.S_ISBLK(found.st_mode) and source.write:
-        _check_unused(root, about, source.path)
+    if source.write:
+        _check_unused(root, about, source.path, found)
     return found
 
 
 def _look_at_own(root: str, guest: Guest, disk: Disk, early: Callable[[], bool]) -> os.stat_result | None:
     """Its directory is the guest's own: where a link there leads is nobody's business."""
+    path = planned.path(guest.name, disk)
     try:
-        return os.lstat(root + planned.path(guest.name, disk))
+        found = os.lstat(root + path)
     except FileNotFoundError:
         if disk.base:
             _check_base(root, disk, early)
         return None
+    if stat.S_ISREG(found.st_mode) and not disk.read_only:
+        _check_unused(root, f"disk.{disk.name}", path, found)
+    return found
 
 
 def _check_kind(about: str, path: str, mode: int) -> None:
@@ -125,15 +129,21 @@ def _check_kind(about: str, path: str, mode: int) -> None:
         raise HostError(f"{about}: {path} is a file, not a device", "move it out of /dev")
 
 
-def _check_unused(root: str, about: str, path: str) -> None:
-    """Opened exclusively, a block device that is mounted, or a part of something else, is busy (open(2), O_EXCL)."""
-    try:
-        os.close(os.open(root + path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
-    except OSError as error:
-        if error.errno == errno.EBUSY:
-            what = f"{about}: {path} is in use by the host itself: mounted, or a part of something"
-            raise HostError(what, f"lsblk {path} shows by what") from None
-        raise
+def _check_unused(root: str, about: str, path: str, found: os.stat_result) -> None:
+    """Opened exclusively, a block device that is mounted, or a part of something else, is busy (open(2), O_EXCL).
+
+    A file is in use so where a loop device is made of it.
+    """
+    devices = [path] if stat.S_ISBLK(found.st_mode) else identity.loops(root, identity.of(found))
+    for device in devices:
+        try:
+            os.close(os.open(root + device, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                what = f"{about}: {path} is in use by the host itself: mounted, or a part of something"
+                raise HostError(what, f"lsblk {device} shows by what") from None
+            if device == path:
+                raise
 
 
 def _check_base(root: str, disk: Disk, early: Callable[[], bool]) -> None:

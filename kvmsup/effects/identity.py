@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -48,3 +49,15 @@ def _directly_beneath(root: str, identity: str) -> Iterator[str]:
             yield of(os.stat(root + files.read(f"{directory}/loop/backing_file")))
     except OSError:
         return  # it is being taken apart, or its file has no name any more
+
+
+def loops(root: str, identity: str) -> list[str]:
+    """The loop devices that are made of the file `identity`, by their paths."""
+    found = []
+    # Without sysfs there are none; one may also go while it is looked at.
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(f"{root}/sys/block")):
+            if name.startswith("loop") and os.path.exists(f"{root}/sys/block/{name}/loop/backing_file"):
+                number = files.read(f"{root}/sys/block/{name}/dev")
+                found += [f"/dev/{name}"] if identity in beneath(root, f"block:{number}") else []
+    return found

@@ -200,8 +200,26 @@ def test_a_block_device(loop: str, tmp_path: Path) -> None:
         assert len(backing.find("", guest(disk(loop, "read-only = true")), lambda: False).disks) == 1
         with pytest.raises(HostError, match="is in use by the host itself"):
             backing.look_late("", "disk.root", File(loop, True, 0, "raw"))
+        # So is the file that it is made of.
+        with pytest.raises(HostError) as of_file:
+            backing.find("", guest(disk(f"{tmp_path}/loop.img")), lambda: False)
+        assert str(of_file.value) == (
+            f"disk.root: {tmp_path}/loop.img is in use by the host itself: mounted, or a part of something\n"
+            f"  hint: lsblk {loop} shows by what"
+        )
+        with pytest.raises(HostError, match="in use by the host itself"):
+            own = tmp_path / "var/lib/kvmsup/web/loop.img"
+            own.parent.mkdir(parents=True)
+            os.link(tmp_path / "loop.img", own)
+            os.symlink("/sys", tmp_path / "sys")
+            os.symlink("/dev", tmp_path / "dev")
+            os.symlink("/tmp", tmp_path / "tmp")
+            found(tmp_path, disk("loop.img"))
+        assert len(backing.find("", guest(disk(f"{tmp_path}/loop.img", "read-only = true")), lambda: False).disks) == 1
     finally:
         os.close(holder)
+    # A loop device that nobody uses harms nobody.
+    assert len(backing.find("", guest(disk(f"{tmp_path}/loop.img")), lambda: False).disks) == 1
     assert str(caught.value) == (
         f"disk.root: {loop} is in use by the host itself: mounted, or a part of something\n"
         f"  hint: lsblk {loop} shows by what"
