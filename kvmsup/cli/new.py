@@ -57,9 +57,12 @@ def _seed(asked: argparse.Namespace) -> str:
 
 def _keys_in(path: str) -> str:
     try:
-        return files.read_bytes(path, _MOST_KEYS).decode(errors="replace")
+        content = files.read_bytes(path, _MOST_KEYS + 1)
     except OSError as error:
         raise HostError(f"--ssh-key {path}: {error.strerror}") from None
+    if len(content) > _MOST_KEYS:
+        raise HostError(f"--ssh-key {path} has over {_MOST_KEYS >> 10} KiB", "name a file of a few keys")
+    return content.decode(errors="replace")
 
 
 def _asked(asked: argparse.Namespace, user_data: str) -> Asked:

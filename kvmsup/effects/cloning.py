@@ -25,18 +25,22 @@ _PATIENCE_SECONDS = 180
 _STEP_PERCENT, _STEP_SECONDS = 10, 5.0
 
 
+_PART = ".part"
+
+
 def _part(directory: str, file: str) -> str:
     """What `file` is called while it is made: with a dot in front, which no image has."""
-    return f"{directory}/.{file}.part"
+    return f"{directory}/.{file}{_PART}"
 
 
-def sweep(directory: str, file: str) -> None:
-    """Remove what an earlier attempt at `file` left when it was killed. Raises HostError."""
-    path = _part(directory, file)
+def sweep(directory: str) -> None:
+    """Remove what attempts that were killed have left, also at images that nobody wants now. Raises HostError."""
     try:
-        files.remove(path)
+        for name in os.listdir(directory):
+            if name.startswith(".") and name.endswith(_PART):
+                files.remove(f"{directory}/{name}")
     except OSError as error:
-        raise HostError(f"{path}: cannot remove: {error.strerror}") from None
+        raise HostError(f"{error.filename}: cannot remove: {error.strerror}") from None
 
 
 @contextlib.contextmanager
@@ -122,9 +126,8 @@ def resize(part: str, format: str, size: int) -> None:
 
 def convert(about: str, base: str, base_format: str, part: str, format: str) -> None:
     """Copy what is in `base`, into another format if need be. Progress is told as of `about`. Raises HostError."""
-    driver = "host_device" if base.startswith("/dev/") else "file"
     backing = {"backing": None} if base_format == "qcow2" else {}
-    file = {"driver": driver, "filename": base}
+    file = {"driver": "file", "filename": base}
     source = "json:" + json.dumps({"driver": base_format, "read-only": True, **backing, "file": file})
     command = [*_command(), "convert", "-p", "-t", "none", "-T", "none", "-O", format, source, part]
     if not _takes_direct(part) or not _takes_direct(base):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 
 from kvmsup.effects import headers, identity, qmp
 from kvmsup.errors import HostError, KvmsupError
+from kvmsup.model import hostpaths
 from kvmsup.model.claim import Claim
 from kvmsup.plan.plugs import Command, File, Plug, Source, settled
 
@@ -70,9 +70,7 @@ def open_file(source: File, root: str) -> int:
     except OSError as error:
         raise HostError(f"{source.path}: cannot open: {error.strerror}") from None
     try:
-        mode = os.fstat(descriptor).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-            raise HostError(f"{source.path} is neither a file nor a block device")
+        _check_place(descriptor, source.path, root)
         headers.check(descriptor, source.path, source.format)
         if source.direct:
             _make_direct(descriptor, source.path)
@@ -80,6 +78,14 @@ def open_file(source: File, root: str) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _check_place(descriptor: int, path: str, root: str) -> None:
+    """A link of the administrator's into a guest's own directory is as bad as a path there (model/hostpaths.py)."""
+    place = os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(os.path.realpath(root) if root else "")
+    if place.startswith(hostpaths.GUESTS_OWN):
+        what = f"{path} leads to {place}, in a guest's own directory, where links may lead root anywhere"
+        raise HostError(what, "move the image to a directory that no guest may write to")
 
 
 def _make_direct(descriptor: int, path: str) -> None:

@@ -8,6 +8,7 @@ made the image would choose what QEMU reads and writes, so neither is followed.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 
 from kvmsup.errors import HostError
@@ -24,8 +25,11 @@ _SIZE_AT = 24
 def check(descriptor: int, path: str, format: str) -> None:
     """Raises HostError when `descriptor`, opened at `path`, cannot be a disk of that `format`.
 
-    raw is anything: a guest may write whatever it likes to its own disk.
+    raw is any file or block device: a guest may write whatever it likes to its own disk.
     """
+    mode = os.fstat(descriptor).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise HostError(f"{path} is neither a file nor a block device")
     if format != "qcow2":
         return
     try:
@@ -42,6 +46,11 @@ def check(descriptor: int, path: str, format: str) -> None:
     if version >= 3 and features & _DATA_FILE:
         what = f"{path} keeps its data in another file, and what an image names is not opened"
         raise HostError(what, f"qemu-img convert -O qcow2 {path} NEW.qcow2 makes an image of its own")
+
+
+def is_qcow2(descriptor: int) -> bool:
+    """Whether an image of the administrator's says that it is one. Raises OSError."""
+    return os.pread(descriptor, len(_MAGIC), 0) == _MAGIC
 
 
 def size(descriptor: int, path: str, format: str) -> int:

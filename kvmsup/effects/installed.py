@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 
+from kvmsup.effects import headers
 from kvmsup.errors import HostError
 from kvmsup.plan.newguest import Image
 from kvmsup.plan.paths import BINARY
@@ -27,17 +28,29 @@ def newest_machine() -> str:
 
 def image(path: str) -> Image:
     """What qemu-img finds at `path`. It may guess the format of what is the administrator's own. Raises HostError."""
-    try:
-        os.stat(path)
-    except OSError as error:
-        raise HostError(f"--image {path}: {error.strerror}") from None
+    _check(path)
     text = _said([_IMG, "info", "--output=json", "--", path], "qemu-utils")
     try:
         found = json.loads(text)
-        backing = str(found.get("backing-filename", ""))
-        return Image(path, str(found["format"]), int(found["virtual-size"]), backing)
-    except (ValueError, KeyError, TypeError, AttributeError):
+        return Image(path, str(found["format"]), int(found["virtual-size"]))
+    except (ValueError, KeyError, TypeError):
         raise HostError(f"qemu-img's description of {path} is not as its schema says") from None
+
+
+def _check(path: str) -> None:
+    """Before root's qemu-img sees it: somebody else may have made it, with a header that leads elsewhere."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            headers.check(descriptor, path, "raw")
+            if headers.is_qcow2(descriptor):
+                headers.check(descriptor, path, "qcow2")
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise HostError(f"--image {path}: {error.strerror}") from None
+    except HostError as error:
+        raise HostError(f"--image {error.what}", error.hint) from None
 
 
 def _said(command: list[str], package: str) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from kvmsup.errors import HostError
 
@@ -12,7 +13,8 @@ _HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 
 
 def check(key: str, path: str, root: str) -> None:
-    """Others must be able to read the file, which the TOML names at `key`, and to enter every directory above it.
+    """What the TOML names at `key` must be a file that others can read, and they must be able to enter every directory
+    above it.
 
     Raises HostError.
     """
@@ -20,6 +22,8 @@ def check(key: str, path: str, root: str) -> None:
         mode = os.stat(root + path).st_mode
     except OSError as error:
         raise HostError(f"{key}: {path}: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise HostError(f"{key}: {path} is no file", "name a file")
     if not mode & 0o004:
         raise HostError(f"{key}: {path} cannot be read by the guest's own user", f"chmod o+r {path}")
     if path.startswith(_HIDDEN):

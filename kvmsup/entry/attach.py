@@ -55,7 +55,7 @@ def main(name: str, root: str = "") -> int:
 
 def _given(pid: int) -> tuple[Claim, Sequence[plugs.Plug]]:
     try:
-        plugged = plugs.parse(os.environ.get(plugs.VARIABLE, "[]"))
+        plugged = plugs.given(os.environ)
         return claim_text.from_environment(os.environ, "the environment"), plugged
     except KvmsupError:
         proc.send(pid, signal.SIGTERM)
@@ -116,11 +116,24 @@ def _plug(monitor: qmp.Monitor, plugged: Sequence[plugs.Plug], root: str, claim:
     if not plugged:
         return
     step("attach.plug")
+    claim = _with_late_disks(root, claim, plugged)
     for one in plugged:
         handover.plug(monitor, one, root, claim)
     # The boot order of what is plugged counts from the next reset (softmmu/bootdevice.c, restore_boot_order).
     step("attach.reset")
     monitor.reset()
+
+
+def _with_late_disks(root: str, claim: Claim, plugged: Sequence[plugs.Plug]) -> Claim:
+    """`claim` with the disks that were not there at setup, while the host booted: they are looked at as it does."""
+    known = {f"disk.{one.name}" for one in claim.disks}
+    missing = {one.about: one.source for one in plugged if isinstance(one.source, plugs.File)}
+    late = {about: source for about, source in missing.items() if about not in known}
+    if not late:
+        return claim
+    from kvmsup.entry import latecomers  # a good start has no need of it
+
+    return latecomers.hold(root, claim, late)
 
 
 def _pin(pid: int, claim: Claim, wanted: dict[int, Duty]) -> None:

@@ -7,8 +7,9 @@ is whole and on the disk, so that one that is there is never touched, whatever e
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from kvmsup import sizes
 from kvmsup.effects import cloning, headers, journal, seed
@@ -45,14 +46,25 @@ def _make_images(environment: Mapping[str, str]) -> None:
     wanted = images.parse(environment.get(images.VARIABLE, "[]"))
     template = environment.get("KVMSUP_NVRAM_TEMPLATE", "")
     step("create.sweep")
-    for file in (*(image.file for image in wanted), images.NVRAM):
-        cloning.sweep(directory, file)
+    cloning.sweep(directory)
     step("create.images")
     for image in wanted:
-        _ensure(directory, image)
+        with _about(image.about):
+            _ensure(directory, image)
     if template:
         step("create.nvram")
-        _ensure_nvram(directory, template)
+        with _about("machine.firmware"):
+            _ensure_nvram(directory, template)
+
+
+@contextlib.contextmanager
+def _about(key: str) -> Iterator[None]:
+    """Have what is raised begin with the key in the guest's file."""
+    try:
+        yield
+    except HostError as error:
+        what = error.what if error.what.startswith(key) else f"{key}: {error.what}"
+        raise HostError(what, error.hint) from None
 
 
 def _ensure(directory: str, image: Image) -> None:
@@ -66,7 +78,7 @@ def _ensure(directory: str, image: Image) -> None:
             cloning.empty(part, image.format, image.size)
         journal.say(journal.NOTICE, f"{image.about}: made {image.file}, {sizes.render(image.size)}")
     else:
-        what = f"{image.about}: there is no {image.file} in {directory}"
+        what = f"there is no {image.file} in {directory}"
         raise HostError(what, 'size = "20G" makes an empty one, base = "/…" a copy')
 
 
@@ -75,12 +87,10 @@ def _look_at(path: str, image: Image) -> None:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise HostError(f"{image.about}: {image.file}: cannot open: {error.strerror}") from None
+        raise HostError(f"{image.file}: cannot open: {error.strerror}") from None
     try:
         headers.check(descriptor, image.file, image.format)
         size = headers.size(descriptor, image.file, image.format)
-    except HostError as error:
-        raise HostError(f"{image.about}: {error.what}", error.hint) from None
     finally:
         os.close(descriptor)
     if image.size and size != image.size:
@@ -104,9 +114,6 @@ def _clone(directory: str, image: Image) -> None:
                 cloning.convert(image.about, image.base, image.base_format, part, image.format)
             if image.size > size:
                 cloning.resize(part, image.format, image.size)
-    except HostError as error:
-        about = "" if error.what.startswith(image.about) else f"{image.about}: "
-        raise HostError(f"{about}{error.what}", error.hint) from None
     finally:
         os.close(source)
     journal.say(journal.NOTICE, f"{image.about}: made {image.file} from {image.base}")
@@ -114,7 +121,17 @@ def _clone(directory: str, image: Image) -> None:
 
 def _ensure_nvram(directory: str, template: str) -> None:
     """What the guest's UEFI keeps, such as its boot entries, begins as the package has it."""
-    if os.path.lexists(f"{directory}/{images.NVRAM}"):
+    path = f"{directory}/{images.NVRAM}"
+    if not os.path.lexists(path):
+        with cloning.making(directory, images.NVRAM) as part:
+            cloning.copy(template, part)
         return
-    with cloning.making(directory, images.NVRAM) as part:
-        cloning.copy(template, part)
+    try:
+        sizes_of = [os.stat(one).st_size for one in (path, template)]
+    except OSError as error:
+        raise HostError(f"{error.filename}: cannot be looked at: {error.strerror}") from None
+    if sizes_of[0] != sizes_of[1]:
+        # Seen with OVMF: it looks in the wrong place, and keeps its variables in memory.
+        what = f"{images.NVRAM} has {sizes.render(sizes_of[0])}, and this firmware's has {sizes.render(sizes_of[1])}"
+        hint = f"{path} is left as it is; without it a new one is made at the next start"
+        journal.say(journal.WARNING, f"machine.firmware: {what}: it will not find its boot entries\n  hint: {hint}")

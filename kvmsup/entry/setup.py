@@ -75,6 +75,7 @@ def run(name: str, root: str) -> None:
     step("setup.host")
     _check_host(request.guest, root)
     found = backing.find(root, request.guest, _is_early)
+    refusals.check_apart(found.disks)
     deadline = time.monotonic() + PATIENCE_SECONDS
     tell = partial(journal.tell, root, name, journal.NOTICE)
     told = False
@@ -158,7 +159,7 @@ def _take(request: Request, found: backing.Backing, root: str) -> None:
     standing = ledger.sweep(root, known, keep=name)
     mine = standing.pop(name, None)
     others = list(standing.values())
-    refusals.check_disks(name, found.disks, others)
+    refusals.check_disks(name, [*found.disks, *backing.bases(root, request.guest)], others)
     if mine and mine.held and mine.loaded == request.loaded and _there(root, mine, request, others):
         # A restart: what this guest holds is what it would ask for. Of its disks some may have been made since.
         if (mine.disks, mine.aio, mine.firmware, mine.nvram) != found:

@@ -38,6 +38,7 @@ class Held(NamedTuple):
     name: str
     identity: str  # block:MAJOR:MINOR, or file:MAJOR:MINOR:INODE of the device it is on
     write: bool
+    on: tuple[str, ...] = ()  # what it lies on: the whole disk of a partition, the file of a loop device
 
 
 class Claim(NamedTuple):
@@ -119,7 +120,7 @@ def render(claim: Claim) -> str:
         "AGENT": "yes" if claim.agent else "no",
         "PAUSED": "yes" if claim.paused else "no",
         "NETS": " ".join(f"{one.name}={one.kind},{one.mac},{one.link},{one.over}" for one in claim.nets),
-        "DISKS": " ".join(f"{one.name}={one.identity},{'rw' if one.write else 'ro'}" for one in claim.disks),
+        "DISKS": " ".join(map(_disk, claim.disks)),
         "AIO": claim.aio,
         "FIRMWARE": claim.firmware,
         "NVRAM_TEMPLATE": claim.nvram,
@@ -209,10 +210,14 @@ def _four(value: str) -> tuple[str, str, str, str]:
     return kind, mac, link, over
 
 
+def _disk(one: Held) -> str:
+    return ",".join((f"{one.name}={one.identity}", "rw" if one.write else "ro", *one.on))
+
+
 def _parse_disks(text: str) -> tuple[Held, ...]:
     pairs = (word.split("=") for word in text.split())
     fields = ((name, *value.split(",")) for name, value in pairs)
-    return tuple(Held(name, identity, access == "rw") for name, identity, access in fields)
+    return tuple(Held(name, identity, access == "rw", tuple(on)) for name, identity, access, *on in fields)
 
 
 def _parse_iothreads(text: str) -> dict[str, frozenset[int]]:

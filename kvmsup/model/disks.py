@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from kvmsup import sizes
+from kvmsup.model import hostpaths
 from kvmsup.model.guest import Disk, IoThread, Machine, Net
 from kvmsup.model.table import Table
 
@@ -77,6 +78,8 @@ def _path(table: Table) -> str:
     elif is_absolute(path):
         if path.endswith("/"):
             table.note("path", f'"{path}" is a directory', "name a file or a block device")
+        elif why := hostpaths.wrong(path):
+            table.note("path", *why)
     elif path == _NVRAM:
         table.note("path", f"{_NVRAM} is what the guest's firmware keeps", "another name")
     elif not _OWN.fullmatch(path) and path == table.values["path"]:
@@ -102,8 +105,11 @@ def _read_only(table: Table, bus: str) -> bool:
 def _made(table: Table, path: str, read_only: bool) -> tuple[int, str]:
     """The size in bytes and the base that a new image gets; 0 and "" where nothing is made."""
     size, base = table.size("size") or 0, table.text("base", "", '"/srv/debian13.qcow2"')
-    if base and not is_absolute(base):
-        table.note("base", f'"{base}" is not an absolute path', "start it with /")
+    if base and (why := hostpaths.wrong(base)):
+        table.note("base", *why)
+    elif is_device(base):
+        what = f'"{base}" is a device, and a base is copied by the guest\'s own user, who may open none'
+        table.note("base", what, f"qemu-img convert -O qcow2 {base} /srv/base.qcow2 makes a file of it")
     for key in ("size", "base"):
         if key in table and is_absolute(path):
             what = "what an absolute path names is used as it is, and neither made nor resized"

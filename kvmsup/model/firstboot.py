@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kvmsup.model import hostpaths
 from kvmsup.model.guest import OWN, CloudInit, Credential
 from kvmsup.model.table import Path, Table
 
@@ -66,10 +67,8 @@ def wrong_path(path: str) -> tuple[str, str] | None:
     """
     if not path.isprintable():
         return "has a character that cannot be printed", "use one line of printable text"
-    if not path.startswith("/"):
-        return f'"{path}" is not an absolute path', "start it with /"
-    if any(part in ("", ".", "..") for part in path[1:].split("/")):
-        return f'"{path}" names no file, or has parts that lead nowhere', "leave out //, /./, /../ and a / at the end"
+    if why := hostpaths.wrong(path):
+        return why
     if path != path.rstrip() or len(path.encode()) > 4000:
         return f'"{path[:60]}" cannot be written into a unit', "a shorter path, and no space at its end"
     return None

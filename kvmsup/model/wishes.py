@@ -12,8 +12,8 @@ from kvmsup.model.table import Table
 from kvmsup.model.topology import Topology
 
 # "IO NAME" is the thread's name, of which the kernel keeps 15 characters (TASK_COMM_LEN).
-# Names that memory backends have are not free (plan/qemu.py).
-_IOTHREAD = re.compile(r"(?!mem[0-9])[a-z][a-z0-9-]{0,11}")
+# Names that memory backends, and what fills them, have are not free (plan/qemu.py).
+_IOTHREAD = re.compile(r"(?!(mem|fill)[0-9])[a-z][a-z0-9-]{0,11}")
 _SCHEDULER = re.compile(r"(fifo|rr):([1-9][0-9]?)")
 
 
@@ -53,7 +53,7 @@ def read_iothreads(table: Table, keys: tuple[str, ...], topology: Topology | Non
     found = []
     for name in sorted(table):
         if not _IOTHREAD.fullmatch(name):
-            rule = "a lower-case letter, then up to 11 lower-case letters, digits and dashes"
+            rule = "a lower-case letter, then up to 11 lower-case letters, digits and dashes; mem0 and fill0 are taken"
             table.note(name, "not a name for an iothread", rule, at_key=True)
             continue
         one = table.table(name, keys)

@@ -105,8 +105,8 @@ def _listening(guest: Guest) -> list[str]:
 
 def _plugged(guest: Guest) -> list[str]:
     """What attach plugs in, where there is anything, as it reads it from its environment."""
-    found = [*disks.plugs(guest), *nets.plugs(guest)]
-    return [f"Environment={unitfile.assignment(plugs.VARIABLE, plugs.render(found))}"] if found else []
+    found = plugs.variables([*disks.plugs(guest), *nets.plugs(guest)])
+    return [f"Environment={unitfile.assignment(name, value)}" for name, value in found.items()]
 
 
 def _limits(guest: Guest, host: Host) -> list[str]:

@@ -30,7 +30,6 @@ class Image(NamedTuple):
     path: str
     format: str
     size: int
-    backing: str = ""
 
 
 class Asked(NamedTuple):
@@ -155,7 +154,8 @@ def _check(text: str, wanted: dict[str, Any]) -> None:
 def user_data(hostname: str, keys: Sequence[str]) -> str:
     """cloud-config that sets the host name, if there is one, and lets the owners of `keys` in as the image's user.
 
-    JSON is YAML, and a string of it is safe there, whatever it contains.
+    JSON is YAML, and a string of it is safe there, whatever it contains. Keys are without JSON's escapes: PyYAML makes
+    two characters of what has two of them, as all beyond U+FFFF.
     """
     lines = ["#cloud-config"]
     if hostname:
@@ -163,7 +163,7 @@ def user_data(hostname: str, keys: Sequence[str]) -> str:
     if "." in hostname:
         lines += [f"fqdn: {json.dumps(hostname)}"]
     if keys:
-        lines += ["ssh_authorized_keys:", *(f"  - {json.dumps(key)}" for key in keys)]
+        lines += ["ssh_authorized_keys:", *(f"  - {json.dumps(key, ensure_ascii=False)}" for key in keys)]
     return "\n".join(lines) + "\n"
 
 
@@ -186,11 +186,9 @@ def public_keys(path: str, text: str) -> list[str]:
 
 def check_image(image: Image, disk: int) -> None:
     """Raises KvmsupError for an image that a guest cannot be started from, with `disk` bytes if they are not 0."""
-    convert = f"qemu-img convert -O qcow2 {image.path} NEW.qcow2"
     if image.format not in ("raw", "qcow2"):
+        convert = f"qemu-img convert -O qcow2 {image.path} NEW.qcow2"
         raise KvmsupError(f"--image {image.path} is of the format {image.format}; guests have raw and qcow2", convert)
-    if image.backing:
-        raise KvmsupError(f"--image {image.path} is only the difference to {image.backing}", convert)
     if disk and disk < image.size:
         what = f"--disk {sizes.render(disk)} is less than the image's {sizes.render(image.size)}"
         raise KvmsupError(what, f"--disk {sizes.render(image.size)} or more, or leave it out")

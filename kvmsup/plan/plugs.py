@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from itertools import count, takewhile
 from typing import Any, NamedTuple
 
 from kvmsup.errors import HostError
 
 VARIABLE = "KVMSUP_PLUGS"
+# Linux starts no program with a longer string in its environment than 128 KiB (MAX_ARG_STRLEN), which some 250 disks
+# exceed: what does not fit goes on in KVMSUP_PLUGS_1, and so on. A plug has a path of 4 KiB at the most.
+_MOST = 96 << 10
 # Stands for what setup has found out: how this host's QEMU does asynchronous I/O.
 CHOSEN_AIO = "chosen"
 
@@ -92,6 +96,30 @@ def render(plugs: Iterable[Plug]) -> str:
     """The plugs as one line of ASCII."""
     rows = [[plug.about, [_NAMES[type(plug.source)], *plug.source], plug.commands] for plug in plugs]
     return json.dumps(rows, separators=(",", ":"))
+
+
+def variables(plugs: Iterable[Plug]) -> dict[str, str]:
+    """The plugs as variables of an environment; none for none."""
+    groups: list[list[Plug]] = []
+    room = 0
+    for plug in plugs:
+        length = len(render([plug]))
+        if length > room:
+            groups.append([])
+            room = _MOST
+        groups[-1].append(plug)
+        room -= length
+    return {_variable(number): render(group) for number, group in enumerate(groups)}
+
+
+def given(environment: Mapping[str, str]) -> tuple[Plug, ...]:
+    """What `variables` made. Raises HostError when it is something else."""
+    names = takewhile(environment.__contains__, map(_variable, count()))
+    return tuple(plug for name in names for plug in parse(environment[name]))
+
+
+def _variable(number: int) -> str:
+    return f"{VARIABLE}_{number}" if number else VARIABLE
 
 
 def parse(text: str) -> tuple[Plug, ...]:

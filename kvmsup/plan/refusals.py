@@ -58,13 +58,32 @@ def check_cid(guest: Guest, claims: Iterable[Claim]) -> None:
 
 
 def check_disks(name: str, disks: Iterable[Held], claims: Iterable[Claim]) -> None:
-    """Raises Taken when another guest has one of the `disks` of guest `name`, unless both only read it."""
+    """Raises Taken when another guest has one of the `disks` of guest `name`, or a part, unless both only read it."""
     theirs = [(claim.guest, one) for claim in claims if claim.guest != name for one in claim.disks]
     for disk in disks:
         for guest, other in theirs:
-            if other.identity == disk.identity and (other.write or disk.write):
-                what = f"disk.{disk.name}: guest {guest} has the same one as its disk.{other.name}"
+            if common := _common(disk, other):
+                what = f"disk.{disk.name}: guest {guest} has {common} as its disk.{other.name}"
                 raise Taken(what, "stop that guest, or make it read-only in both", [guest])
+
+
+def check_apart(disks: Sequence[Held]) -> None:
+    """Raises Refusal when two of a guest's own `disks` are one, or parts of one, unless both are only read."""
+    for index, disk in enumerate(disks):
+        for other in disks[:index]:
+            if common := _common(disk, other):
+                raise Refusal(f"disk.{disk.name}: disk.{other.name} is {common}", "each needs an image of its own")
+
+
+def _common(disk: Held, other: Held) -> str:
+    """What `other` is to `disk`, "" where neither can spoil the other."""
+    if not (disk.write or other.write):
+        return ""
+    if other.identity == disk.identity:
+        return "the same one"
+    if other.identity in disk.on:
+        return "what it lies on"
+    return "a part of it" if disk.identity in other.on else ""
 
 
 def check_real_time(guest: Guest, asked: str, both: frozenset[int]) -> None:

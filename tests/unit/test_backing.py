@@ -6,19 +6,20 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from kvmsup.effects import backing, firmware, handover, identity, iouring
-from kvmsup.errors import HostError
+from kvmsup.errors import HostError, Refusal
 from kvmsup.model import claim as claim_text
-from kvmsup.model import config
+from kvmsup.model import config, hostpaths
 from kvmsup.model.claim import Held
 from kvmsup.model.guest import Guest
 from kvmsup.plan import disks as planned
-from kvmsup.plan import refusals
+from kvmsup.plan import paths, refusals
 from kvmsup.plan.plugs import File, Plug
 from kvmsup.plan.refusals import Taken
 from tests.unit import real_qemu
@@ -130,6 +131,44 @@ def test_a_base_that_the_guests_user_cannot_read(tmp_path: Path) -> None:
     assert len(found(tmp_path, disk("root.img", 'base = "/nowhere"')).disks) == 1
 
 
+@pytest.mark.parametrize("kind", ["directory", "fifo", "device"])
+def test_a_base_that_is_no_file(tmp_path: Path, kind: str) -> None:
+    """A directory's size is the largest there is, and a copy of /dev/null would be a disk without room."""
+    (tmp_path / "srv").mkdir()
+    path = tmp_path / "srv/base"
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path, 0o644)
+    else:
+        os.symlink("/dev/null", path)
+    for size in ("", 'size = "1G"'):
+        said = refused(tmp_path, disk("root.img", f'base = "/srv/base"\n{size}'))
+        assert said == "disk.root.base: /srv/base is no file\n  hint: name a file"
+
+
+def test_a_base_that_may_yet_be_mounted(tmp_path: Path) -> None:
+    assert found(tmp_path, disk("root.img", 'base = "/srv/base.img"'), early=True).disks == ()
+    write(tmp_path, "/srv/base.img")
+    with pytest.raises(HostError, match=r"base\.img cannot be read by the guest's own user"):
+        found(tmp_path, disk("root.img", 'base = "/srv/base.img"'), early=True)
+
+
+def test_a_link_into_a_guests_own_directory(tmp_path: Path) -> None:
+    """Today it leads to an image; tomorrow to what whoever took QEMU over wants root to open."""
+    write(tmp_path, "/var/lib/private/kvmsup/db/root.img")
+    (tmp_path / "srv").mkdir()
+    os.symlink("../var/lib/private/kvmsup/db/root.img", tmp_path / "srv/a.img")
+    assert refused(tmp_path, disk("/srv/a.img")) == (
+        "disk.root: /srv/a.img leads to /var/lib/private/kvmsup/db/root.img, in a guest's own directory, where links "
+        "may lead root anywhere\n  hint: move the image to a directory that no guest may write to"
+    )
+
+
+def test_guests_own_directories_are_those() -> None:
+    assert {f"{paths.STATE}/", f"{paths.RUNTIME}/"} < set(hostpaths.GUESTS_OWN)
+
+
 @pytest.fixture
 def loop(tmp_path: Path) -> Iterator[str]:
     """A block device of this machine."""
@@ -147,7 +186,9 @@ def loop(tmp_path: Path) -> Iterator[str]:
 def test_a_block_device(loop: str, tmp_path: Path) -> None:
     (one,) = backing.find("", guest(disk(loop)), lambda: False).disks
     device = os.stat(loop).st_rdev
-    assert one == Held("root", f"block:{os.major(device)}:{os.minor(device)}", write=True)
+    file = identity.of(os.stat(tmp_path / "loop.img"))
+    assert one == Held("root", f"block:{os.major(device)}:{os.minor(device)}", write=True, on=(file,))
+    assert backing.look_late("", "disk.root", File(loop, True, 0, "raw")) == one
     os.symlink(loop, tmp_path / "link")
     with pytest.raises(HostError, match=r"link leads to a block device\n"):
         backing.find("", guest(disk(f"{tmp_path}/link")), lambda: False)
@@ -157,8 +198,28 @@ def test_a_block_device(loop: str, tmp_path: Path) -> None:
         with pytest.raises(HostError) as caught:
             backing.find("", guest(disk(loop)), lambda: False)
         assert len(backing.find("", guest(disk(loop, "read-only = true")), lambda: False).disks) == 1
+        with pytest.raises(HostError, match="is in use by the host itself"):
+            backing.look_late("", "disk.root", File(loop, True, 0, "raw"))
+        # So is the file that it is made of.
+        with pytest.raises(HostError) as of_file:
+            backing.find("", guest(disk(f"{tmp_path}/loop.img")), lambda: False)
+        assert str(of_file.value) == (
+            f"disk.root: {tmp_path}/loop.img is in use by the host itself: mounted, or a part of something\n"
+            f"  hint: lsblk {loop} shows by what"
+        )
+        with pytest.raises(HostError, match="in use by the host itself"):
+            own = tmp_path / "var/lib/kvmsup/web/loop.img"
+            own.parent.mkdir(parents=True)
+            os.link(tmp_path / "loop.img", own)
+            os.symlink("/sys", tmp_path / "sys")
+            os.symlink("/dev", tmp_path / "dev")
+            os.symlink("/tmp", tmp_path / "tmp")
+            found(tmp_path, disk("loop.img"))
+        assert len(backing.find("", guest(disk(f"{tmp_path}/loop.img", "read-only = true")), lambda: False).disks) == 1
     finally:
         os.close(holder)
+    # A loop device that nobody uses harms nobody.
+    assert len(backing.find("", guest(disk(f"{tmp_path}/loop.img")), lambda: False).disks) == 1
     assert str(caught.value) == (
         f"disk.root: {loop} is in use by the host itself: mounted, or a part of something\n"
         f"  hint: lsblk {loop} shows by what"
@@ -176,7 +237,10 @@ def test_a_guest_boots_from_a_block_device(loop: str) -> None:
         assert running.printed("\n") == "from a device\n"
 
 
-HOLDER = claim("db")._replace(disks=(Held("data", "file:1:2:3", True), Held("cd", "file:1:2:4", False)))
+DATA = Held("data", "file:1:2:3", True)
+HOLDER = claim("db")._replace(
+    disks=(DATA, Held("cd", "file:1:2:4", False), Held("part", "block:8:17", True, ("block:8:16",)))
+)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +251,11 @@ HOLDER = claim("db")._replace(disks=(Held("data", "file:1:2:3", True), Held("cd"
         (Held("root", "file:1:2:4", True), "disk.root: guest db has the same one as its disk.cd"),
         (Held("root", "file:1:2:4", False), ""),
         (Held("root", "file:9:2:3", True), ""),
+        (Held("root", "block:7:0", True, ("file:1:2:3",)), "disk.root: guest db has what it lies on as its disk.data"),
+        (Held("root", "block:7:0", False, ("file:1:2:4",)), ""),
+        (Held("root", "block:8:16", False), "disk.root: guest db has a part of it as its disk.part"),
+        # Two partitions of one disk have nothing of each other.
+        (Held("root", "block:8:18", True, ("block:8:16",)), ""),
     ],
 )
 def test_a_disk_of_another_guest(mine: Held, said: str) -> None:
@@ -198,6 +267,65 @@ def test_a_disk_of_another_guest(mine: Held, said: str) -> None:
         assert error.hint == "stop that guest, or make it read-only in both"
     else:
         assert not said
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (DATA._replace(name="b"), "disk.b: disk.data is the same one"),
+        (DATA._replace(name="b", write=False), "disk.b: disk.data is the same one"),
+        (Held("b", "block:7:0", True, (DATA.identity,)), "disk.b: disk.data is what it lies on"),
+        (Held("b", "file:1:2:4", True), ""),
+    ],
+)
+def test_two_disks_of_one_guest(other: Held, said: str) -> None:
+    refusals.check_apart([DATA._replace(write=False), other._replace(write=False)])
+    try:
+        refusals.check_apart([DATA, other])
+    except Refusal as error:
+        assert str(error) == f"{said}\n  hint: each needs an image of its own"
+    else:
+        assert not said
+
+
+def block(root: Path, number: str, place: str, **attributes: str) -> None:
+    """A block device in sysfs; `place` is below /sys/devices."""
+    write(root, f"/sys/devices/{place}/dev", f"{number}\n".encode())
+    for name, value in attributes.items():
+        write(root, f"/sys/devices/{place}/{name.replace('__', '/')}", f"{value}\n".encode())
+    (root / "sys/dev/block").mkdir(parents=True, exist_ok=True)
+    os.symlink(f"../../devices/{place}", root / "sys/dev/block" / number)
+
+
+def test_what_a_device_lies_on(tmp_path: Path) -> None:
+    """A volume on an encrypted partition of a loop device, and a file that is whole."""
+    file = identity.of(os.stat(write(tmp_path, "/srv/disk.img")))
+    block(tmp_path, "7:0", "virtual/block/loop0", loop__backing_file="/srv/disk.img")
+    block(tmp_path, "259:1", "virtual/block/loop0/loop0p1", partition="1")
+    for number, name, slave in (("253:0", "dm-0", "loop0/loop0p1"), ("253:1", "dm-1", "dm-0")):
+        block(tmp_path, number, f"virtual/block/{name}")
+        (tmp_path / f"sys/devices/virtual/block/{name}/slaves").mkdir()
+        os.symlink(f"../../{slave}", tmp_path / f"sys/devices/virtual/block/{name}/slaves/{slave.partition('/')[0]}")
+    below = ("block:253:0", "block:259:1", "block:7:0", file)
+    assert identity.beneath(str(tmp_path), "block:253:1") == below
+    assert identity.beneath(str(tmp_path), "block:259:1") == below[2:]
+    assert identity.beneath(str(tmp_path), file) == ()
+    (tmp_path / "srv/disk.img").unlink()
+    assert identity.beneath(str(tmp_path), "block:7:0") == ()
+    assert identity.beneath(str(tmp_path), "block:99:9") == ()
+
+
+def test_a_base_that_somebody_writes_to(tmp_path: Path) -> None:
+    asked = guest(disk("root.img", 'base = "/srv/base.img"'))
+    assert not [*backing.bases(str(tmp_path), asked)]
+    base = identity.of(os.stat(write(tmp_path, "/srv/base.img")))
+    assert [*backing.bases(str(tmp_path), asked)] == [Held("root.base", base, write=False)]
+    with pytest.raises(Taken) as caught:
+        writer = claim("db")._replace(disks=(Held("data", base, write=True),))
+        refusals.check_disks("web", backing.bases(str(tmp_path), asked), [writer])
+    assert caught.value.what == "disk.root.base: guest db has the same one as its disk.data"
+    write(tmp_path, "/var/lib/kvmsup/web/root.img")
+    assert not [*backing.bases(str(tmp_path), asked)]
 
 
 def test_the_claim_comes_back() -> None:
@@ -362,3 +490,43 @@ def test_check_tells_it_beforehand(tmp_path: Path) -> None:
         ("machine.firmware", "no UEFI firmware for pc-q35-7.2 in /usr/share/qemu/firmware"),
     ]
     assert found[0].hint == ("with the guest stopped: qemu-img resize -f raw /var/lib/kvmsup/web/root.img 8M")
+
+
+def test_check_tells_of_one_file_by_two_names(tmp_path: Path) -> None:
+    os.link(write(tmp_path, "/srv/a.img"), tmp_path / "srv/b.img")
+    text = "".join(f'[disk.{name}]\npath = "/srv/{name}.img"\nformat = "raw"\n' for name in "ab")
+    (found,) = backing.problems(str(tmp_path), guest(text))
+    assert (found.path, found.what) == (("disk", "b", "path"), "disk.a is the same one")
+
+
+def as_anybody(do: Callable[[], str]) -> str:
+    """What `do` returns to a user without rights."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+            os.write(writer, do().encode())
+        except BaseException as error:
+            os.write(writer, repr(error).encode())
+        os._exit(0)
+    os.close(writer)
+    os.waitpid(child, 0)
+    with os.fdopen(reader) as said:
+        return said.read()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+def test_check_tells_others_nothing_that_is_not_so() -> None:
+    """Who may not look says nothing: neither of a disk for root alone, nor of a base once there is an image."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        write(root, "/srv/secret.img")
+        write(root, "/var/lib/kvmsup/web/root.img")
+        (root / "var/lib/kvmsup/web").chmod(0o700)
+        asked = guest(disk("root.img", 'base = "/gone"') + '[disk.b]\npath = "/srv/secret.img"\nformat = "raw"\n')
+        assert not [*backing.problems(name, asked)]
+        assert as_anybody(lambda: str([*backing.problems(name, asked)])) == "[]"

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,11 @@ def test_a_base_that_leads_elsewhere(own: Path) -> None:
     assert said.startswith(f"disk.root: {path} has a backing file, and what an image names is not opened\n")
 
 
+def test_larger_than_an_image_can_be(own: Path) -> None:
+    assert refused(own, image(format="qcow2", size=1 << 52)).startswith("disk.root: qemu-img: ")
+    assert refused(own, image(size=1 << 52)) == f"disk.root: {own}/root.img: cannot be made: File too large"
+
+
 def test_nothing_to_make_it_from(own: Path) -> None:
     assert refused(own, image()) == (
         f"disk.root: there is no root.img in {own}\n" '  hint: size = "20G" makes an empty one, base = "/…" a copy'
@@ -156,16 +162,32 @@ def test_a_qcow2_that_is_none(own: Path) -> None:
     )
 
 
+def test_what_is_no_image_at_all(own: Path) -> None:
+    (own / "root.img").mkdir()
+    assert refused(own, image(size=MIB)) == "disk.root: root.img is neither a file nor a block device"
+    os.rmdir(own / "root.img")
+    assert refused(own, image(base=str(own.parent))) == f"disk.root: {own.parent} is neither a file nor a block device"
+    assert refused(own, image(base="/dev/null")) == "disk.root: /dev/null is neither a file nor a block device"
+
+
+def test_a_base_in_shared_memory(own: Path) -> None:
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as file:
+        file.write(b"k" * MIB)
+        file.flush()
+        made(own, image(format="qcow2", base=file.name, of_base="raw"))
+    assert content(own / "root.img", "qcow2") == b"k" * MIB
+
+
 def test_without_qemu_img(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cloning, "QEMU_IMG", "/nowhere/qemu-img")
     assert refused(own, image(format="qcow2", size=MIB)) == (
-        "there is no /nowhere/qemu-img, which makes disk images\n  hint: apt install qemu-utils"
+        "disk.root: there is no /nowhere/qemu-img, which makes disk images\n  hint: apt install qemu-utils"
     )
     made(own, image(size=MIB))
     assert (own / "root.img").stat().st_size == MIB
 
 
-def test_nvram(own: Path, tmp_path: Path) -> None:
+def test_nvram(own: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     template = tmp_path / "VARS.fd"
     template.write_bytes(b"as it comes")
     made(own, template=str(template))
@@ -173,9 +195,16 @@ def test_nvram(own: Path, tmp_path: Path) -> None:
     assert (nvram.read_bytes(), nvram.stat().st_mode & 0o777) == (b"as it comes", 0o600)
     nvram.write_bytes(b"the guest's")
     made(own, template=str(template))
+    assert capfd.readouterr().err == ""
+    template.write_bytes(b"of another..")
+    made(own, template=str(template))
     assert nvram.read_bytes() == b"the guest's"
+    assert capfd.readouterr().err == (
+        "<4>machine.firmware: nvram.fd has 11, and this firmware's has 12: it will not find its boot entries\n"
+        f"<4>  hint: {nvram} is left as it is; without it a new one is made at the next start\n"
+    )
     nvram.unlink()
-    with pytest.raises(HostError, match=r"^/nowhere: cannot read: No such file or directory$"):
+    with pytest.raises(HostError, match=r"^machine.firmware: /nowhere: cannot read: No such file or directory$"):
         made(own, template="/nowhere")
     assert not [*own.iterdir()]
 
@@ -229,6 +258,16 @@ def test_killed_in_the_middle(own: Path) -> None:
     assert process.communicate()[1].decode().splitlines()[-1] == f"<5>disk.root: made root.img from {source}"
     assert [path.name for path in own.iterdir()] == ["root.img"]
     assert content(own / "root.img", "qcow2") == source.read_bytes()
+
+
+def test_what_was_left_at_an_image_of_another_name(own: Path) -> None:
+    """The disk was renamed after a kill."""
+    for name in (".old.qcow2.part", ".keep", "root.part"):
+        (own / name).write_bytes(b"x")
+    made(own, image(size=MIB))
+    assert sorted(path.name for path in own.iterdir()) == [".keep", "root.img", "root.part"]
+    (own / ".old.qcow2.part").mkdir()
+    assert refused(own, image(size=MIB)) == f"{own}/.old.qcow2.part: cannot remove: Is a directory"
 
 
 @pytest.mark.parametrize("name", ["create.sweep", "create.images", "create.nvram"])

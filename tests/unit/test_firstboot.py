@@ -58,6 +58,11 @@ def test_names_with_dots_are_written_either_way() -> None:
         ("a = 5", "is the path of a file", '"a" = "/etc/…"'),
         ("a = {}", "is the path of a file", '"a" = "/etc/…"'),
         ('a = "x"', '"x" is not an absolute path', "start it with /"),
+        (
+            'a = "/var/lib/kvmsup/db/x"',
+            "is in a guest's own directory, where links",
+            "put it where only root can write",
+        ),
         ('a = "/x/"', "names no file", "leave out"),
         ('a = "/x/../y"', "names no file", "leave out"),
         ('a = "/x//y"', "names no file", "leave out"),

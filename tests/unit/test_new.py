@@ -243,7 +243,11 @@ def test_refused(etc: Path, image: str, arguments: list[str], what: str, capsys:
         ("qemu-img create -q -f vmdk x 1M", "is of the format vmdk; guests have raw and qcow2"),
         (
             "qemu-img create -q -f qcow2 below 1M; qemu-img create -q -f qcow2 -b below -F qcow2 x",
-            "only the difference",
+            "x has a backing file, and what an image names is not opened",
+        ),
+        (
+            "qemu-img create -q -f qcow2 -o data_file=data x 1M; rm data",
+            "x keeps its data in another file, and what an image names is not opened",
         ),
     ],
 )
@@ -256,6 +260,28 @@ def test_image_that_no_guest_can_have(
     assert what in said
     assert "hint: qemu-img convert -O qcow2" in said
     assert os.listdir(etc) == []
+
+
+@qemu
+@pytest.mark.parametrize("kind", ["directory", "fifo"])
+def test_an_image_that_is_no_file(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    {"directory": os.mkdir, "fifo": os.mkfifo}[kind](tmp_path / "x")
+    assert main(["new", "web", "--image", str(tmp_path / "x")]) == 1
+    assert capsys.readouterr().err == f"kvmsup: --image {tmp_path}/x is neither a file nor a block device\n"
+
+
+def test_keys_that_would_be_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A key that has lost its end looks like one."""
+    key = tmp_path / "authorized_keys"
+    key.write_text(("ssh-rsa " + "A" * 700 + " me\n") * 200)
+    assert main(["new", "web", "--image", "x", "--ssh-key", str(key)]) == 1
+    assert capsys.readouterr().err == f"kvmsup: --ssh-key {key} has over 64 KiB\n  hint: name a file of a few keys\n"
+
+
+def test_a_key_of_somebody_with_a_smile() -> None:
+    """PyYAML makes two halves of a character from two escapes, and cloud-init then fails to write them."""
+    text = newguest.user_data("", ["ssh-ed25519 AAAA me\U0001f600"])
+    assert text == '#cloud-config\nssh_authorized_keys:\n  - "ssh-ed25519 AAAA me\U0001f600"\n'
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:

@@ -13,13 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmsup.effects import handover, headers
-from kvmsup.entry import attach
-from kvmsup.errors import HostError, QmpError
+from kvmsup.effects import claims, handover, headers, identity
+from kvmsup.entry import attach, latecomers
+from kvmsup.errors import HostError, QmpError, Refusal
 from kvmsup.model import disks
+from kvmsup.model.claim import Held
 from kvmsup.model.guest import has_pcie
 from kvmsup.plan import plugs, ports, unitfile
 from kvmsup.plan.plugs import Command, File, Plug
+from kvmsup.plan.refusals import Taken
 from tests.unit import fake_qemu, real_qemu, real_systemd, systemd_syntax
 from tests.unit.hosts import claim
 
@@ -102,7 +104,7 @@ def test_a_file_that_nobody_else_may_open() -> None:
     ("change", "said"),
     [
         ("missing", "disk.root: /root: cannot open: No such file or directory"),
-        ("directory", "disk.root: /root: cannot open: Is a directory"),
+        ("directory", "disk.root: /root is neither a file nor a block device"),
         ("fifo", "disk.root: /root is neither a file nor a block device"),
         ("refused", "disk.root: QEMU refused device_add: Bus 'p0' not found"),
         ("odd", "disk.root: QEMU refused blockdev-add: Parameter 'driver' does not accept value 'odd'"),
@@ -123,6 +125,33 @@ def test_what_cannot_be_plugged(change: str, said: str) -> None:
             attached(qemu, one)
         assert qemu.process.wait(10) == 0
     assert caught.value.what == said
+
+
+def test_a_disk_that_setup_has_not_seen() -> None:
+    """While the host boots it may come late. It is held then as setup would hold it, against other guests' disks."""
+    with real_qemu.running("-device", PORT) as qemu:
+        one = disk(below(qemu, "late\n"))
+        mine = identity.of(os.stat(f"{qemu.root}/root"))
+        os.link(f"{qemu.root}/root", f"{qemu.root}/other")
+        holder = claim("db")._replace(disks=(Held("data", mine, write=False),))
+        with claims.lock(qemu.root):
+            claims.write(qemu.root, holder)
+            claims.write(qemu.root, HELD)
+        os.makedirs(f"{qemu.root}/run/systemd/units")
+        os.symlink("0" * 32, f"{qemu.root}/run/systemd/units/invocation:kvm-setup@db.service")
+        with pytest.raises(Taken) as caught:
+            attached(qemu, one)
+        assert qemu.process.wait(10) == 0
+        assert caught.value.what == "disk.root: guest db has the same one as its disk.data"
+        assert claims.read(qemu.root, "web") == HELD
+        claims.remove(qemu.root, "db")
+        late = {"disk.root": File("/root", True, 0, "raw"), "disk.b": File("/other", True, 1, "raw")}
+        with pytest.raises(Refusal) as refused:
+            latecomers.hold(qemu.root, HELD, late)
+        assert refused.value.what == "disk.b: disk.root is the same one"
+        del late["disk.b"]
+        held = latecomers.hold(qemu.root, HELD, late)
+        assert held.disks == (Held("root", mine, write=True),) and claims.read(qemu.root, "web") == held
 
 
 def test_a_second_qemu_is_locked_out() -> None:
@@ -235,6 +264,18 @@ def test_systemd_itself_reads_the_same() -> None:
 def test_no_plugs(text: str) -> None:
     with pytest.raises(HostError, match=r"^KVMSUP_PLUGS is not as the generator writes it: "):
         plugs.parse(text)
+
+
+def test_more_disks_than_one_variable_holds() -> None:
+    """As many as there is room for, by the long names of /dev/disk/by-id: Linux starts a program with them."""
+    name = "dm-uuid-LVM-" + "x" * 64
+    several = [disk(f"/dev/disk/by-id/{name}{number:03}", f"data-{number}", number=number) for number in range(256)]
+    found = plugs.variables(several)
+    assert plugs.given({**found, "PATH": "/bin"}) == tuple(several)
+    assert len(found) > 1 and plugs.VARIABLE in found
+    subprocess.run(["/bin/true"], env=found, check=True)
+    assert plugs.variables([]) == {} and plugs.given({}) == ()
+    assert plugs.variables(several[:1]) == {plugs.VARIABLE: plugs.render(several[:1])}
 
 
 def test_aio_is_the_one_thing_left_open() -> None:

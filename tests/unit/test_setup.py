@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from kvmsup import cpulist
-from kvmsup.effects import claims, configs, hugepages, kernel, numa_maps, systemctl
+from kvmsup.effects import claims, configs, hugepages, identity, kernel, numa_maps, systemctl
 from kvmsup.entry import release, setup
 from kvmsup.errors import HostError, KvmsupError, Refusal
 from kvmsup.model import config
-from kvmsup.model.claim import Claim
+from kvmsup.model.claim import Claim, Held
 from kvmsup.plan import dropin
 from kvmsup.steps import STEPS
 from tests.unit import trees
@@ -414,6 +414,32 @@ def test_the_disk_of_another_guest(root: str, fake_systemctl: Systemctl, monkeyp
     claims.remove(root, "db")
     setup.run("web", root)
     assert claims.read_all(root)["web"].disks == held
+
+
+def test_disks_that_would_spoil_each_other(
+    root: str, fake_systemctl: Systemctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_systemctl({"kvm-setup@db.service": ("active", ""), "kvm@db.service": ("active", "")})
+    monkeypatch.setattr(setup, "PATIENCE_SECONDS", 0.0)
+    trees.write(root, "/srv/a.img", "")
+    os.chmod(f"{root}/srv/a.img", 0o644)
+    os.link(f"{root}/srv/a.img", f"{root}/srv/b.img")
+    both = "".join(f'[disk.{name}]\npath = "/srv/{name}.img"\nformat = "raw"\n' for name in "ab")
+    trees.write(root, "/etc/kvmsup/web.toml", WEB + both)
+    load(root, monkeypatch)
+    with pytest.raises(Refusal) as caught:
+        setup.run("web", root)
+    assert caught.value.what == "disk.b: disk.a is the same one"
+    copy = '[disk.root]\npath = "root.img"\nformat = "raw"\nbase = "/srv/a.img"\n'
+    trees.write(root, "/etc/kvmsup/web.toml", WEB + copy)
+    load(root, monkeypatch)
+    file = Held("data", identity.of(os.stat(f"{root}/srv/a.img")), write=True)
+    claims.write(root, claim("db", ["2"])._replace(disks=(file,)))
+    with pytest.raises(Refusal) as caught:
+        setup.run("web", root)
+    assert caught.value.what == "disk.root.base: guest db has the same one as its disk.data"
+    claims.write(root, claim("db", ["2"])._replace(disks=(file._replace(write=False),)))
+    setup.run("web", root)
 
 
 def test_a_restart_looks_at_the_disks_again(root: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Paths of the host's files in a guest's TOML, which root opens: which of them are refused for what they say alone."""
+
+from __future__ import annotations
+
+# Whoever takes a guest's QEMU over may put links there, also where a file was before, and root would follow them.
+GUESTS_OWN = ("/var/lib/kvmsup/", "/var/lib/private/kvmsup/", "/run/kvmsup/guests/")
+
+
+def wrong(path: str) -> tuple[str, str] | None:
+    """What is wrong with `path`, and the hint; None for a good one.
+
+    systemd waits for no mount or device behind a path with needless parts (src/core/load-fragment.c,
+    config_parse_unit_requires_mounts_for), and one file would have many names.
+    """
+    if not path.startswith("/"):
+        return f'"{path}" is not an absolute path', "start it with /"
+    if any(part in ("", ".", "..") for part in path[1:].split("/")):
+        return f'"{path}" names no file, or has parts that lead nowhere', "leave out //, /./, /../ and a / at the end"
+    if path.startswith(GUESTS_OWN):
+        what = f'"{path}" is in a guest\'s own directory, where links may lead root anywhere'
+        return what, "put it where only root can write"
+    return None
