@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from kvmsup.cli import show
-from kvmsup.effects import agent, configs, observe, proc
+from kvmsup.effects import agent, observe, proc
 from kvmsup.errors import HostError, KvmsupError, QmpError, Refusal
 from kvmsup.plan import paths
 
@@ -42,12 +42,8 @@ def run(asked: argparse.Namespace) -> int:
 
 
 def _pid(guest: str) -> int:
-    seen = observe.guests("", [guest])[0]
-    if not seen.configured and not seen.claim:
-        raise configs.no_guest("", guest)
-    if not seen.claim or not seen.pid:
-        raise KvmsupError(f"{guest} does not run", f"systemctl start kvm@{guest}")
-    if not seen.claim.agent:
+    seen = observe.running("", guest)
+    if not (seen.claim and seen.claim.agent):
         what = f"{guest} has no agent that could freeze it"
         raise KvmsupError(what, "agent = true below [guest], and qemu-guest-agent in the guest; then restart it")
     return seen.pid

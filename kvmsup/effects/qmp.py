@@ -209,13 +209,17 @@ class Monitor(Conversation):
             except OSError as error:
                 raise QmpError(f"{path}: {error.strerror or error}") from None
             else:
-                return self._check_peer(path, pid)
+                return check_listener(self._socket, path, pid)
 
-    def _check_peer(self, path: str, pid: int) -> None:
-        """The directory belongs to QEMU's user: who takes QEMU over could lead root to another guest's."""
-        listening = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        if listening != pid:
-            raise QmpError(f"{path} leads to process {listening} instead of QEMU, {pid}")
+
+def check_listener(connected: socket.socket, path: str, pid: int) -> None:
+    """Raises QmpError when the socket at `path`, which `connected` is of, is another process's than `pid`.
+
+    The directory belongs to QEMU's user: who takes QEMU over could lead root to another guest's.
+    """
+    listening = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    if listening != pid:
+        raise QmpError(f"{path} leads to process {listening} instead of QEMU, {pid}")
 
 
 def _request(command: str, arguments: Mapping[str, object]) -> bytes:
