@@ -38,9 +38,11 @@ def place(
 
     Raises MemoryElsewhere, or Refusal, or Taken where other guests are the reason.
     """
-    wishes = guest.placement
-    if claim.dedicated and not any(key.startswith(_MOVES_VCPUS) for key in keys):
-        wishes = wishes._replace(vcpu=claim.vcpu)
+    wishes, stay = guest.placement, not any(key.startswith(_MOVES_VCPUS) for key in keys)
+    if stay:
+        # What others own now the fence keeps a shared guest off, until they go; it is no reason to claim less.
+        owned = frozenset[int]().union(*(other.own_cpus for other in others))
+        wishes = wishes._replace(vcpu=tuple(cpus - owned for cpus in claim.vcpu))
     elif claim.dedicated and not wishes.vcpu:
         wishes = wishes._replace(nodes=claim.nodes)
     # Its memory is there, so nothing has to be free for it, and no other node is as good.
@@ -49,7 +51,7 @@ def place(
     if claim.nodes and (not found.nodes <= claim.nodes or found.cells != claim.cells):
         where, now = cpulist.render(found.nodes), cpulist.render(claim.nodes)
         raise MemoryElsewhere(f"its memory would go from node {now} to node {where}")
-    return found
+    return found._replace(vcpu=claim.vcpu, fill=claim.fill) if stay else found
 
 
 def claim_after(guest: Guest, claim: Claim, keys: Collection[str], placement: Placement | None) -> Claim:

@@ -312,6 +312,18 @@ def test_only_what_was_changed_moves() -> None:
     assert case.place("placement.emulator") == {"vcpu": "2 6", "emulator": "3", "nodes": "0-1"}
 
 
+def test_a_shared_guest_does_not_move_because_others_came() -> None:
+    """What they own the fence keeps it off, and they go again."""
+    other = hosts.claim("db", ("3", "6"))
+    case = Case(hosts.guest(2, emulator="1"), held("0-7", "0-7", dedicated=False, nodes=""), (other,))
+    assert case.place("placement.emulator") == {"vcpu": "0-7 0-7", "emulator": "1", "nodes": ""}
+    # Neither with CPUs of its choice: it asks for none anew.
+    case = Case(hosts.guest(1, emulator="1", vcpu=("2-3",)), held("2-3", dedicated=False, nodes=""), (other,))
+    assert case.place("placement.emulator") == {"vcpu": "2-3", "emulator": "1", "nodes": ""}
+    with pytest.raises(Refusal, match=r"^placement.vcpu: CPU 3 is dedicated to guest db\n"):
+        case.place("placement.vcpu.0")
+
+
 def test_chosen_cpus() -> None:
     case = Case(hosts.guest(2, dedicated=True, vcpu=("3", "2")), held("1", "2"))
     assert case.place("placement.vcpu.0", "placement.vcpu.1") == {"vcpu": "3 2", "emulator": "0", "nodes": "0"}
