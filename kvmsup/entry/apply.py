@@ -120,12 +120,14 @@ class _Reload:
         step("apply.place")
         placement, found = self._place(found)
         keys = [change.key for change in found if change.how == changes.LIVE]
+        new = live.claim_after(self.guest, self.claim, keys, placement)
+        live.check_real_time(new)
         if keys or self.claim.paused:
             step("apply.connect")
             deadline = time.monotonic() + _QMP_SECONDS
             with qmp.Monitor(self.root + socket(self.name, "control.qmp"), self.pid, deadline) as monitor:
                 monitor.negotiate()
-                self._apply(monitor, keys, placement)
+                self._apply(monitor, keys, new)
         self._finish(found)
 
     def _place(self, found: list[Change]) -> tuple[Placement | None, list[Change]]:
@@ -143,10 +145,11 @@ class _Reload:
             return None, found
         return placed, found
 
-    def _apply(self, monitor: qmp.Monitor, keys: list[str], placement: Placement | None) -> None:
-        """All of `keys`; what has been done when one of them fails stays, and is written down. Raises KvmsupError."""
-        named = threads.named_by_qemu(monitor, self.claim)
-        old, new = self.claim, live.claim_after(self.guest, self.claim, keys, placement)
+    def _apply(self, monitor: qmp.Monitor, keys: list[str], new: Claim) -> None:
+        """All of `keys`, with which the claim is `new`; what has been done when one of them fails stays, and is
+        written down. Raises KvmsupError.
+        """
+        named, old = threads.named_by_qemu(monitor, self.claim), self.claim
         step("apply.intend")
         running.write(self.root, self.name, changes.unsure(self.keys, keys))
         self.keys = changes.unsure(self.keys, keys)

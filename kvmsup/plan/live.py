@@ -14,6 +14,7 @@ from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host
 from kvmsup.model.topology import Topology
 from kvmsup.plan import placement as placing
+from kvmsup.plan import refusals
 from kvmsup.plan.placement import Placement
 
 # In place of what tells the guest's file from others in a fingerprint; the host's file is the rest of it.
@@ -52,6 +53,16 @@ def place(
         where, now = cpulist.render(found.nodes), cpulist.render(claim.nodes)
         raise MemoryElsewhere(f"its memory would go from node {now} to node {where}")
     return found._replace(vcpu=claim.vcpu, fill=claim.fill) if stay else found
+
+
+def check_real_time(claim: Claim) -> None:
+    """Raises Refusal when a real-time vCPU of `claim` may run where another thread of its QEMU has to.
+
+    `place` does so too, but a change of the scheduler alone moves nobody.
+    """
+    others = {f"iothread.{name}.cpus": cpus for name, cpus in claim.iothread.items()}
+    for asked, cpus in ({"placement.emulator": claim.emulator} | others).items():
+        refusals.check_real_time(bool(claim.scheduler), asked, cpus & frozenset[int]().union(*claim.vcpu))
 
 
 def claim_after(guest: Guest, claim: Claim, keys: Collection[str], placement: Placement | None) -> Claim:

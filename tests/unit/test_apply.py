@@ -303,6 +303,19 @@ def test_schedulers(fake_systemctl: Systemctl) -> None:
 # ---- refusals ----
 
 
+def test_no_real_time_vcpu_where_qemu_itself_runs(fake_systemctl: Systemctl) -> None:
+    """As at a start, which would refuse it: the scheduler alone has changed, so that no thread moves."""
+    fake_systemctl({})
+    text = WEB.replace("vcpus = 2\nmaxcpus = 8\nsockets = 2\ncores = 2\nthreads = 2", "vcpus = 1")
+    text += f'[placement]\ncpus = "dedicated"\nemulator = "{LAST}"\n[placement.vcpu]\n0 = "{LAST}"\n'
+    with started(text) as guest:
+        guest.edit("[placement.vcpu]", 'scheduler = "fifo:10"\n[placement.vcpu]')
+        assert refused(guest) == (
+            f"placement.emulator: CPU {LAST} is a real-time vCPU's, which would starve QEMU there\n"
+            "  hint: choose other CPUs for it, or leave placement.scheduler out"
+        )
+
+
 def refused(web: Guest) -> str:
     """What is said; nothing has changed."""
     before = web.held, web.vcpus(), running.read(web.root, "web")
