@@ -228,6 +228,31 @@ def test_differences(edits: list[tuple[str, str]], said: list[str]) -> None:
     assert edited(*edits) == said
 
 
+def test_an_order_that_the_guest_sees() -> None:
+    """Of disks and interfaces: the next start puts them into other places on the PCI bus."""
+    tables = {
+        "lan": '[net.lan]\nbridge = "br0"\n',
+        "wan": '[net.wan]\nbridge = "br1"\n',
+        "a": '[disk.a]\npath = "/dev/a"\nformat = "raw"\n',
+        "b": '[disk.b]\npath = "/dev/b"\nformat = "raw"\n',
+        "io0": "[iothread.io0]\n",
+        "io1": "[iothread.io1]\n",
+    }
+
+    def file(*names: str) -> str:
+        return WEB + "".join(tables[name] for name in names)
+
+    assert changed(file("lan", "wan"), file("wan", "lan")) == ["net lan, wan → wan, lan (restart)"]
+    assert changed(file("a", "b"), file("b", "a")) == ["disk a, b → b, a (restart)"]
+    assert changed(file("io0", "io1"), file("io1", "io0")) == []
+    assert changed(file("lan"), file("wan", "lan")) == [
+        "net.wan (none) → (bridge = br1, mac = 02:75:2c:6e:c2:ae, queues = 1) (restart)"
+    ]
+    assert changed(file("lan", "wan"), file("lan")) == [
+        "net.wan (bridge = br1, mac = 02:75:2c:6e:c2:ae, queues = 1) → (none) (restart)"
+    ]
+
+
 def test_a_change_is_told_in_both_directions() -> None:
     """What goes is as much a difference as what comes."""
     more = WEB + '[memory.balloon]\nmin = "512M"\n[iothread.io0]\ncpus = "0"\n[placement]\nsmt = "prefer"\n'
