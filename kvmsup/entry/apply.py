@@ -65,8 +65,8 @@ def main(name: str, root: str = "") -> int:
     except (KeyError, ValueError):
         journal.say(journal.ERROR, "apply is run by systemctl reload, with MAINPID=")
         return 1
-    stopping.listen()
     try:
+        stopping.listen()
         run(name, pid, root)
     except stopping.Stopping:
         return stop.end(name, pid, root)
