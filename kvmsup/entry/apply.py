@@ -213,7 +213,7 @@ class _Reload:
     def _add_vcpus(self, monitor: qmp.Monitor) -> None:
         """Add those that are missing. The guest is paused until each has its place. Raises KvmsupError."""
         wanted, failed = self.guest.cpu.vcpus, ""
-        missing = [slot for slot in reconfigure.slots(monitor)[:wanted] if not slot.there]
+        missing = [slot for slot in self._slots(monitor)[:wanted] if not slot.there]
         if missing and (self.claim.paused or reconfigure.running(monitor)):
             step("apply.pause")
             self._claim(self.claim._replace(paused=True))
@@ -226,13 +226,21 @@ class _Reload:
                 self._pin_added(slot.vcpu, tid)
         except KvmsupError as error:
             failed = error.what
-        there = sum(slot.there for slot in reconfigure.slots(monitor))
+        there = sum(slot.there for slot in self._slots(monitor))
         self._claim(self.claim._replace(vcpus=there))
         self.keys = self.keys | {"cpu.vcpus": there}
         if self.claim.paused:
             self._go_on(monitor)
         if failed:
             raise HostError(f"{failed}; the guest goes on with {there} of {wanted} vCPUs")
+
+    def _slots(self, monitor: qmp.Monitor) -> list[reconfigure.Slot]:
+        """Raises QmpError, also when there are others than the claim has CPUs for: a claim is what others read."""
+        slots = reconfigure.slots(monitor)
+        there, most = sum(slot.there for slot in slots), len(self.claim.vcpu)
+        if len(slots) != most or there < self.claim.vcpus:
+            raise QmpError(f"QEMU says that {there} of {len(slots)} vCPUs are there, {most} were asked for")
+        return slots
 
     def _pin_added(self, index: int, tid: int) -> None:
         if tid not in threads.of_process(self.root, self.pid):

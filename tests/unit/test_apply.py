@@ -402,6 +402,23 @@ def test_a_qemu_that_misbehaves(behaviour: str, fake_systemctl: Systemctl, monke
         assert running.read(fake.root, "web") == changes.flatten(read)
 
 
+@pytest.mark.parametrize("behaviour", ["vcpus-vanish", "vcpus-without-end"])
+def test_a_qemu_that_miscounts(behaviour: str, fake_systemctl: Systemctl) -> None:
+    """What it says does not become a claim that nobody can read: every setup reads all of them, and the supervisor."""
+    fake_systemctl({})
+    with fake_qemu.running(behaviour) as fake:
+        os.makedirs(f"{fake.root}/run/kvmsup/claims")
+        trees.cpus(fake.root, dict.fromkeys(CPUS, ""), {0: cpulist.render(CPUS)})
+        read = config.read_guest("web", "web.toml", SHARED.encode()).guest
+        trees.write(fake.root, "/etc/kvmsup/web.toml", SHARED.replace("vcpus = 2", "vcpus = 3"))
+        held = claim("web", (FIRST,) * 8, dedicated=False, emulator=LAST, nodes="")._replace(vcpus=2)
+        claims.write(fake.root, held)
+        running.write(fake.root, "web", changes.flatten(read))
+        with pytest.raises(KvmsupError):
+            apply.run("web", fake.pid, fake.root)
+        assert claims.read_all(fake.root)["web"].vcpus == 2
+
+
 # ---- faults ----
 
 ALL = (
