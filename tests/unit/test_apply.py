@@ -543,6 +543,23 @@ def test_the_supervisor_lets_a_paused_guest_go(supervised: Guest, capfd: pytest.
     assert not web.runs
 
 
+def test_the_supervisor_does_not_undo_a_reload(supervised: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes while it asks QEMU for the threads: where they were is somebody else's by now."""
+    if len(CPUS) < 2:
+        pytest.skip("one CPU")
+    web, ask = supervised, threads.ask
+    web.edit(f'\n0 = "{FIRST}"', f'\n0 = "{LAST}"')
+
+    def asked(*arguments: Any) -> Any:
+        found = ask(*arguments)
+        web.reload()
+        return found
+
+    monkeypatch.setattr(threads, "ask", asked)
+    assert list(settle.guest(web.root, "web", web.pid)) == []
+    assert web.vcpus() == {0: f"{LAST} other", 1: f"{FIRST} other"}
+
+
 def test_the_supervisor_knows_new_bounds_of_a_balloon(supervised: Guest) -> None:
     web, task = supervised, Ballooning(supervised.root)
     claims.write(web.root, web.held._replace(balloon_auto=True))
