@@ -100,7 +100,8 @@ def _mac(table: Table, guest: str, name: str) -> str:
         return derived_mac(guest, name)
     mac = text.lower()
     if int(mac[:2], 16) & 1:
-        unicast = f"{int(mac[:2], 16) & 0xFE:02x}{mac[2:]}"
+        first = f"{int(mac[:2], 16) & 0xFE:02x}"
+        unicast = f"{'52' if first == HOSTS_END else first}{mac[2:]}"
         table.note("mac", f"{mac} is the address of a group", f'the first byte is even: mac = "{unicast}"')
     elif mac == "00:00:00:00:00:00":
         table.note("mac", "nobody has the address of zeros", "leave it out for one that derives from the names")

@@ -72,6 +72,14 @@ def test_names_do_not_meet() -> None:
         assert len({nets.derived_mac(*names) for names in found}) == len(found)
 
 
+def test_what_is_proposed_instead_of_a_group_s_address_is_none_that_is_refused() -> None:
+    for mac, better in (("ff:ff:ff:ff:ff:ff", "52:ff:ff:ff:ff:ff"), ("01:00:5e:00:00:01", "00:00:5e:00:00:01")):
+        with pytest.raises(ConfigError) as caught:
+            guest(f'[net.lan]\nbridge = "br0"\nmac = "{mac}"')
+        assert f'hint: the first byte is even: mac = "{better}"' in str(caught.value)
+        guest(f'[net.lan]\nbridge = "br0"\nmac = "{better}"')
+
+
 def test_addresses_stay() -> None:
     """An upgrade must not give a guest another address."""
     assert nets.derived_mac("web", "lan") == "02:75:59:c2:7f:08"
