@@ -29,6 +29,8 @@ _FREEZE_SECONDS = 120.0
 _ANSWER_SECONDS = 5.0
 # An agent that is still freezing, for somebody who has given up on it, answers nobody else before it is done.
 _THAW_SECONDS = 600.0
+# Of that, for as long as somebody waits for the keeper.
+_WAIT_SECONDS = 30.0
 # What the keeper is told: that the agent may have been asked to freeze, and that something has been frozen.
 _ASKED, _FROZEN = b"a", b"f"
 
@@ -51,7 +53,7 @@ def _pid(guest: str) -> int:
 
 def frozen(root: str, guest: str, pid: int, command: Sequence[str], *, as_json: bool) -> int:
     """As `run`, of the guest whose QEMU is `pid`. Raises KvmsupError."""
-    with _alone(root, guest), _keeper(lambda told: _thaw(root, guest, pid, told)) as keeper:
+    with _alone(root, guest), _keeper(guest, lambda told: _thaw(root, guest, pid, told)) as keeper:
         try:
             count = _freeze(root, guest, pid, keeper)
         except QmpError as error:
@@ -101,8 +103,8 @@ def _alone(root: str, guest: str) -> Iterator[None]:
 class _Keeper:
     """The process that thaws, as seen from the one that freezes."""
 
-    def __init__(self, pid: int, pipe: int, thaw: Callable[[bytes], bool]) -> None:
-        self._pid, self._pipe, self._thaw = pid, pipe, thaw
+    def __init__(self, guest: str, pid: int, pipe: int, thaw: Callable[[bytes], bool]) -> None:
+        self._guest, self._pid, self._pipe, self._thaw = guest, pid, pipe, thaw
         self._told = b""
         self._well: bool | None = None
 
@@ -113,18 +115,23 @@ class _Keeper:
             os.write(self._pipe, what)
 
     def thawed(self) -> bool:
-        """Have it thaw and wait until it has, or do so in its place; whether all was well."""
+        """Have it thaw and wait until it has, for a while, or do so in its place; whether all was well."""
         if self._pipe >= 0:
             pipe, self._pipe = self._pipe, -1
             os.close(pipe)
         if self._well is None:
-            status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
-            self._well = status == 0 if status >= 0 else self._thaw(self._told)
+            if proc.has_ended(self._pid, _WAIT_SECONDS):
+                status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+                self._well = status == 0 if status >= 0 else self._thaw(self._told)
+            else:
+                said = f"the agent has not answered for {_WAIT_SECONDS:.0f} s; process {self._pid} goes on trying"
+                print(f"kvmsup: {self._guest} may still be frozen: {said}", file=sys.stderr)
+                self._well = False
         return self._well
 
 
 @contextlib.contextmanager
-def _keeper(thaw: Callable[[bytes], bool]) -> Iterator[_Keeper]:
+def _keeper(guest: str, thaw: Callable[[bytes], bool]) -> Iterator[_Keeper]:
     """A process that calls `thaw` with what it has been told, when this one says so or has ended.
 
     With Ctrl-C nobody waits for it, and it goes on.
@@ -136,7 +143,7 @@ def _keeper(thaw: Callable[[bytes], bool]) -> Iterator[_Keeper]:
         os.close(writing)
         _keep(reading, thaw)
     os.close(reading)
-    keeper = _Keeper(pid, writing, thaw)
+    keeper = _Keeper(guest, pid, writing, thaw)
     try:
         yield keeper
     finally:

@@ -57,14 +57,14 @@ def send(pid: int, number: signal.Signals) -> None:
         pass
 
 
-def has_ended(pid: int) -> bool:
-    """Whether the process has ended, also while nobody has collected it yet."""
+def has_ended(pid: int, seconds: float = 0) -> bool:
+    """Whether the process has ended, or does within `seconds`; also while nobody has collected it yet."""
     try:
         process = os.pidfd_open(pid)
     except OSError:
         return True
     try:
-        return bool(select.select([process], [], [], 0)[0])
+        return bool(select.select([process], [], [], seconds)[0])
     finally:
         os.close(process)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -524,6 +525,29 @@ def test_the_guest_is_thawed_when_the_keeper_is_killed(root: str, start: Callabl
         os.kill(int(children[0]), signal.SIGKILL)
         assert process.wait(20) == 0
     assert not fake.frozen
+
+
+def test_an_agent_that_does_not_answer_holds_nobody_up(
+    root: str, start: Callable[..., FakeAgent], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as somebody who makes copies of one guest after the other. The keeper thaws when it can."""
+    go_on = threading.Event()
+
+    def slow(command: str, _: object) -> None:
+        if command == "guest-fsfreeze-thaw":
+            go_on.wait(20)
+
+    fake = start(slow)
+    monkeypatch.setattr(freeze, "_WAIT_SECONDS", 0.2)
+    assert frozen(root, "true") == 1
+    said = r"kvmsup: web may still be frozen: the agent has not answered for 0 s; process \d+ goes on trying\n"
+    assert re.fullmatch(said, capfd.readouterr().err)
+    assert fake.frozen
+    with pytest.raises(Refusal):
+        frozen(root, "true")
+    go_on.set()
+    wait_for(lambda: not fake.frozen)
+    os.wait()
 
 
 def test_ctrl_c_while_it_is_thawed(
