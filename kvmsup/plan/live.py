@@ -41,9 +41,10 @@ def place(
     """
     wishes, stay = guest.placement, not any(key.startswith(_MOVES_VCPUS) for key in keys)
     if stay:
-        # What others own now the fence keeps a shared guest off, until they go; it is no reason to claim less.
-        owned = frozenset[int]().union(*(other.own_cpus for other in others))
-        wishes = wishes._replace(vcpu=tuple(cpus - owned for cpus in claim.vcpu))
+        # What is offline, or others' own (the fence keeps a shared guest off), may come back: the claim keeps it.
+        out = frozenset[int]().union(*(other.own_cpus for other in others))
+        wishes = wishes._replace(vcpu=tuple((cpus & topology.online) - out for cpus in claim.vcpu))
+        _check_cells(guest, claim, wishes.vcpu)
     elif claim.dedicated and not wishes.vcpu:
         wishes = wishes._replace(nodes=claim.nodes)
     # Its memory is there, so nothing has to be free for it, and no other node is as good.
@@ -52,7 +53,16 @@ def place(
     if claim.nodes and (not found.nodes <= claim.nodes or found.cells != claim.cells):
         where, now = cpulist.render(found.nodes), cpulist.render(claim.nodes)
         raise MemoryElsewhere(f"its memory would go from node {now} to node {where}")
-    return found._replace(vcpu=claim.vcpu, fill=claim.fill) if stay else found
+    return found._replace(vcpu=claim.vcpu, idle=claim.idle, fill=claim.fill) if stay else found
+
+
+def _check_cells(guest: Guest, claim: Claim, vcpu: Sequence[frozenset[int]]) -> None:
+    """Raises Refusal when a node of the guest has no CPU of the host by which to tell where it is."""
+    for number, cell in enumerate(guest.cells):
+        if not any(vcpu[index] for index in cell.vcpus):
+            gone = frozenset[int]().union(*(claim.vcpu[index] for index in cell.vcpus))
+            what = f"CPU {cpulist.render(gone)}, all that guest node {number} has, is offline"
+            raise Refusal(what, f"echo 1 > /sys/devices/system/cpu/cpu{min(gone)}/online")
 
 
 def check_real_time(claim: Claim) -> None:

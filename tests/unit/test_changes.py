@@ -14,7 +14,7 @@ from kvmsup import cpulist
 from kvmsup.errors import Refusal
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
-from kvmsup.model.guest import Balloon, Guest, Scheduler
+from kvmsup.model.guest import Balloon, Cell, Guest, Scheduler
 from kvmsup.plan import changes, live
 from kvmsup.plan.changes import LIVE, RESTART, differences, flatten
 from tests.unit import hosts
@@ -347,6 +347,24 @@ def test_a_shared_guest_does_not_move_because_others_came() -> None:
     assert case.place("placement.emulator") == {"vcpu": "2-3", "emulator": "1", "nodes": ""}
     with pytest.raises(Refusal, match=r"^placement.vcpu: CPU 3 is dedicated to guest db\n"):
         case.place("placement.vcpu.0")
+
+
+@pytest.mark.parametrize("dedicated", [True, False])
+def test_a_cpu_that_is_offline_is_no_reason_to_refuse_what_moves_no_vcpu(dedicated: bool) -> None:
+    topology = hosts.topology(2, 4, 1, offline=(3, 7))
+    claim = held("2", "3", dedicated=dedicated, emulator="0", nodes="0")
+    guest = hosts.guest(2, dedicated=dedicated, emulator="1")
+    found = live.place(guest, claim, ["placement.emulator"], HOST, topology, ())
+    assert (found.vcpu, found.emulator) == (claim.vcpu, frozenset((1,)))
+    # A guest node whose CPUs are all gone is nowhere.
+    cells = [Cell(frozenset((index,)), 1 << 29, None, (10, 20)) for index in range(2)]
+    claim = held("2", "7", dedicated=dedicated, emulator="0", nodes="0-1")._replace(cells=(0, 1))
+    guest = hosts.guest(2, dedicated=dedicated, emulator="1", cells=cells)
+    with pytest.raises(Refusal) as caught:
+        live.place(guest, claim, ["placement.emulator"], HOST, topology, ())
+    assert str(caught.value) == (
+        "CPU 7, all that guest node 1 has, is offline\n  hint: echo 1 > /sys/devices/system/cpu/cpu7/online"
+    )
 
 
 def test_chosen_cpus() -> None:
