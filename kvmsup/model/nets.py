@@ -130,8 +130,9 @@ def _check_apart(table: Table, nets: tuple[Net, ...]) -> None:
         path = (*table.path, net.name)
         if (other := macs.setdefault(net.mac, net.name)) != net.name:
             table.document.note((*path, "mac"), f"net.{other} has the address {net.mac} already", "one each")
-        if net.kind == TAP and (other := links.setdefault(net.over, net.name)) != net.name:
-            table.document.note((*path, TAP), f"net.{other} has {net.over} already", "one each")
+        if net.link and (other := links.setdefault(net.link, net.name)) != net.name:
+            would = "" if net.kind == TAP else f"its end on the host would be {net.link}: "
+            table.document.note((*path, net.kind), f"{would}net.{other} has {net.link} already", "one each")
         if net.boot and (other := boots.setdefault(net.boot, net.name)) != net.name:
             table.document.note((*path, "boot"), f"net.{other} has boot = {net.boot} already", "number them 1, 2, …")
 
