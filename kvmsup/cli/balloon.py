@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from kvmsup.cli import show
-from kvmsup.effects import balloon, configs, observe
+from kvmsup.effects import balloon, observe
 from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
 from kvmsup.plan.balloon import MIB, told
@@ -48,12 +48,8 @@ def run(asked: argparse.Namespace) -> int:
 
 def _running(guest: str) -> observe.Seen:
     """The guest, which runs and has a balloon. Raises KvmsupError."""
-    seen = observe.guests("", [guest])[0]
-    if not seen.configured and not seen.claim:
-        raise configs.no_guest("", guest)
-    if not seen.claim or not seen.pid:
-        raise KvmsupError(f"guest {guest} does not run", f"systemctl start kvm@{guest}")
-    if not seen.claim.balloon:
+    seen = observe.running("", guest)
+    if not (seen.claim and seen.claim.balloon):
         hint = f"write [memory.balloon] with min into /etc/kvmsup/{guest}.toml; it applies from the next start on"
         raise KvmsupError(f"{guest} was started without a balloon", hint)
     return seen

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from kvmsup.cli import show
-from kvmsup.effects import peers
+from kvmsup.effects import observe, peers, qmp
 from kvmsup.errors import KvmsupError
 from kvmsup.plan import paths
 
@@ -50,8 +50,10 @@ def run(asked: argparse.Namespace) -> int:
     if asked.json:
         show.as_json({"guest": asked.guest, "console": path, "detach": key})
         return 0
+    if sys.stdin is None or sys.stdout is None:
+        raise KvmsupError("a console needs standard input and output", "they may be /dev/null, but not closed")
     try:
-        with _connected(asked.guest, path) as guest:
+        with _connected(asked.guest, path, observe.running("", asked.guest).pid) as guest:
             if sys.stdin.isatty():
                 print(_greeting(asked.guest, key), file=sys.stderr)
             with _raw_terminal():
@@ -69,10 +71,11 @@ def _greeting(guest: str, key: str | None) -> str:
     return f"console of {guest}{leaves}; its shell learns the size by: stty rows {size.lines} cols {size.columns}"
 
 
-def _connected(guest: str, path: str) -> socket.socket:
+def _connected(guest: str, path: str, pid: int) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(path)
+        qmp.check_listener(connection, path, pid)
         _wait_until_accepted(connection, guest, path)
     except PermissionError:
         connection.close()

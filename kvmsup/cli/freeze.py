@@ -2,8 +2,8 @@
 """kvmsup freeze GUEST COMMAND: run a command while nothing in the guest writes to its file systems.
 
 A frozen guest must not stay so. The command is run by this process; a second one, the keeper, waits until this one has
-ended in whatever way, and thaws. The claim's file is locked meanwhile: a frozen guest that nobody keeps was left so,
-and is thawed first.
+ended in whatever way, and thaws. The guest's directory is locked meanwhile: a frozen guest that nobody keeps was left
+so, and is thawed first.
 """
 
 from __future__ import annotations
@@ -17,15 +17,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from kvmsup.cli import show
-from kvmsup.effects import agent, claims, configs, observe
+from kvmsup.effects import agent, observe, proc
 from kvmsup.errors import HostError, KvmsupError, QmpError, Refusal
+from kvmsup.plan import paths
 
 # Everything that the guest has not written so far has to be written out.
 _FREEZE_SECONDS = 120.0
 _ANSWER_SECONDS = 5.0
-_THAW_SECONDS = 30.0
+# An agent that is still freezing, for somebody who has given up on it, answers nobody else before it is done.
+_THAW_SECONDS = 600.0
+# Of that, for as long as somebody waits for the keeper.
+_WAIT_SECONDS = 30.0
+# What the keeper is told: that the agent may have been asked to freeze, and that something has been frozen.
+_ASKED, _FROZEN = b"a", b"f"
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -37,12 +44,8 @@ def run(asked: argparse.Namespace) -> int:
 
 
 def _pid(guest: str) -> int:
-    seen = observe.guests("", [guest])[0]
-    if not seen.configured and not seen.claim:
-        raise configs.no_guest("", guest)
-    if not seen.claim or not seen.pid:
-        raise KvmsupError(f"{guest} does not run", f"systemctl start kvm@{guest}")
-    if not seen.claim.agent:
+    seen = observe.running("", guest)
+    if not (seen.claim and seen.claim.agent):
         what = f"{guest} has no agent that could freeze it"
         raise KvmsupError(what, "agent = true below [guest], and qemu-guest-agent in the guest; then restart it")
     return seen.pid
@@ -50,93 +53,136 @@ def _pid(guest: str) -> int:
 
 def frozen(root: str, guest: str, pid: int, command: Sequence[str], *, as_json: bool) -> int:
     """As `run`, of the guest whose QEMU is `pid`. Raises KvmsupError."""
-    with _alone(root, guest), _keeper(lambda: _thaw(root, guest, pid)) as thawed:
+    with _alone(root, guest), _keeper(guest, lambda told: _thaw(root, guest, pid, told)) as keeper:
         try:
-            count = _freeze(root, guest, pid)
+            count = _freeze(root, guest, pid, keeper)
         except QmpError as error:
             raise KvmsupError(f"{guest} could not be frozen: {error}") from None
         start = time.monotonic()
         status = _command(command, as_json=as_json)
         seconds = time.monotonic() - start
-        well = thawed()
+        well = keeper.thawed()
     if as_json:
         show.as_json({"guest": guest, "file_systems": count, "seconds": seconds, "status": status, "thawed": well})
     return status if well else status or 1
 
 
-def _freeze(root: str, guest: str, pid: int) -> int:
+def _freeze(root: str, guest: str, pid: int, keeper: _Keeper) -> int:
     with agent.connected(root, guest, pid, _ANSWER_SECONDS) as talk:
         talk.deadline = time.monotonic() + _FREEZE_SECONDS
+        keeper.tell(_ASKED)
         if agent.frozen(talk):
             print(f"kvmsup: {guest} was left frozen: it is thawed, and frozen again", file=sys.stderr)
             agent.thaw(talk)
-        return agent.freeze(talk)
+        count = agent.freeze(talk)
+        if count:
+            keeper.tell(_FROZEN)
+        return count
 
 
 @contextlib.contextmanager
 def _alone(root: str, guest: str) -> Iterator[None]:
-    """Nobody else freezes the guest; whoever ends lets go of the lock, the keeper as the last."""
+    """Nobody else freezes the guest; whoever ends lets go of the lock, the keeper as the last.
+
+    What is locked stays for as long as the guest's unit: the claim's file is another one after a reload.
+    """
+    path = f"{root}{paths.RUNTIME}/{guest}"
     try:
-        file = os.open(claims.path(root, guest), os.O_RDONLY | os.O_CLOEXEC)
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise HostError(f"{claims.path(root, guest)}: {error.strerror}") from None
+        raise HostError(f"{path}: {error.strerror}") from None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
         raise Refusal(f"{guest} is frozen by another kvmsup freeze", "wait until that has ended") from None
     finally:
-        os.close(file)
+        os.close(directory)
+
+
+class _Keeper:
+    """The process that thaws, as seen from the one that freezes."""
+
+    def __init__(self, guest: str, pid: int, pipe: int, thaw: Callable[[bytes], bool]) -> None:
+        self._guest, self._pid, self._pipe, self._thaw = guest, pid, pipe, thaw
+        self._told = b""
+        self._well: bool | None = None
+
+    def tell(self, what: bytes) -> None:
+        """Have it know, whatever becomes of this process."""
+        self._told += what
+        with contextlib.suppress(BrokenPipeError):  # somebody has killed it
+            os.write(self._pipe, what)
+
+    def thawed(self) -> bool:
+        """Have it thaw and wait until it has, for a while, or do so in its place; whether all was well."""
+        if self._pipe >= 0:
+            pipe, self._pipe = self._pipe, -1
+            os.close(pipe)
+        if self._well is None:
+            if proc.has_ended(self._pid, _WAIT_SECONDS):
+                status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+                self._well = status == 0 if status >= 0 else self._thaw(self._told)
+            else:
+                said = f"the agent has not answered for {_WAIT_SECONDS:.0f} s; process {self._pid} goes on trying"
+                print(f"kvmsup: {self._guest} may still be frozen: {said}", file=sys.stderr)
+                self._well = False
+        return self._well
 
 
 @contextlib.contextmanager
-def _keeper(thaw: Callable[[], bool]) -> Iterator[Callable[[], bool]]:
-    """A process that calls `thaw` when this one says so, by what is given, or has ended; that tells whether it did."""
+def _keeper(guest: str, thaw: Callable[[bytes], bool]) -> Iterator[_Keeper]:
+    """A process that calls `thaw` with what it has been told, when this one says so or has ended.
+
+    With Ctrl-C nobody waits for it, and it goes on.
+    """
     reading, writing = os.pipe2(os.O_CLOEXEC)
     sys.stdout.flush()
-    keeper = os.fork()
-    if not keeper:
+    pid = os.fork()
+    if not pid:
         os.close(writing)
         _keep(reading, thaw)
     os.close(reading)
-    told: list[bool] = []
-
-    def thawed() -> bool:
-        if not told:
-            os.close(writing)
-            told.append(os.waitpid(keeper, 0)[1] == 0)
-        return told[0]
-
+    keeper = _Keeper(guest, pid, writing, thaw)
     try:
-        yield thawed
+        yield keeper
     finally:
-        thawed()
+        keeper.thawed()
 
 
-def _keep(reading: int, thaw: Callable[[], bool]) -> None:
+def _keep(reading: int, thaw: Callable[[bytes], bool]) -> NoReturn:
     """The keeper's life. It ends with what ends nobody else: Ctrl-C and a closed terminal are not for it."""
     status = 1
     try:
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
-        os.read(reading, 1)  # ends when nobody has the other end any more
-        status = 0 if thaw() else 1
+        told = b""
+        while data := os.read(reading, 16):  # ends when nobody has the other end any more
+            told += data
+        status = 0 if thaw(told) else 1
     finally:
         os._exit(status)
 
 
-def _thaw(root: str, guest: str, pid: int) -> bool:
-    """Thaw what is frozen; whether nothing is afterwards."""
+def _thaw(root: str, guest: str, pid: int, told: bytes) -> bool:
+    """Thaw what is frozen; whether it was so until now, and is no longer."""
+    if not told:
+        return True
     try:
         with agent.connected(root, guest, pid, _THAW_SECONDS) as talk:
-            if agent.frozen(talk):
+            still = agent.frozen(talk)
+            if still or _FROZEN in told:
                 agent.thaw(talk)
-        return True
+        if still or _FROZEN not in told:
+            return True
+        said = f"{guest} was thawed by somebody else meanwhile: what has been made of its disks may not be whole"
     except QmpError as error:
-        said = f"kvmsup: {guest} may still be frozen: {error}\n  hint: kvmsup freeze {guest} true tries again"
-        print(said, file=sys.stderr, flush=True)
-        return False
+        said = f"{guest} may still be frozen: {error}\n  hint: kvmsup freeze {guest} true tries again"
+        if proc.has_ended(pid):
+            said = f"{guest} has ended while it was frozen"
+    print(f"kvmsup: {said}", file=sys.stderr, flush=True)
+    return False
 
 
 def _command(command: Sequence[str], *, as_json: bool) -> int:

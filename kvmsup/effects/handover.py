@@ -34,7 +34,8 @@ def plug(monitor: qmp.Conversation, one: Plug, root: str, claim: Claim) -> None:
             told = settled(command, claim.aio or "threads")
             monitor.execute(told.name, **told.arguments)
     except KvmsupError as error:
-        raise type(error)(f"{one.about}: {error.what}", error.hint) from None
+        error.what = f"{one.about}: {error.what}"
+        raise
 
 
 def _check_identity(descriptor: int, one: Plug, claim: Claim) -> None:

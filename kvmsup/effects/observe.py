@@ -92,6 +92,16 @@ def guests(root: str, names: list[str] | None = None) -> list[Seen]:
     return [_seen(name, shown.get(unit, {}), held.get(name), name in configured) for name, unit in units.items()]
 
 
+def running(root: str, name: str) -> Seen:
+    """The guest, which has a claim and a QEMU. Raises KvmsupError where there is no such guest, or it does not run."""
+    seen = guests(root, [name])[0]
+    if not seen.configured and not seen.claim:
+        raise configs.no_guest(root, name)
+    if not seen.claim or not seen.pid:
+        raise KvmsupError(f"guest {name} does not run", f"systemctl start kvm@{name}")
+    return seen
+
+
 def _seen(name: str, values: dict[str, str], claim: Claim | None, configured: bool) -> Seen:
     return Seen(
         name=name,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from typing import NamedTuple
 
@@ -54,6 +55,18 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         pass
+
+
+def has_ended(pid: int, seconds: float = 0) -> bool:
+    """Whether the process has ended, or does within `seconds`; also while nobody has collected it yet."""
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:
+        return True
+    try:
+        return bool(select.select([process], [], [], seconds)[0])
+    finally:
+        os.close(process)
 
 
 def amounts(path: str) -> dict[str, int]:

@@ -178,7 +178,11 @@ class Conversation:
                 return
             if ready:
                 raise QmpError("QEMU ended")
-        raise QmpError(f"{self.peer} has not answered in time")
+        raise QmpError(self._late() or f"{self.peer} has not answered in time")
+
+    def _late(self) -> str:
+        """Why there is no answer, where that is not the other side's fault."""
+        return ""
 
 
 class Monitor(Conversation):
@@ -190,32 +194,51 @@ class Monitor(Conversation):
         Raises QmpError when QEMU ends or the deadline passes.
         """
         super().__init__(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), pid, deadline)
+        self._path = path
         try:
             self._connect(path, pid)
         except BaseException:
             self.close()
             raise
 
+    def _late(self) -> str:
+        from kvmsup.effects import peers  # only what has failed needs it
+
+        return "" if peers.accepted(self._socket) else self._in_use()
+
+    def _in_use(self) -> str:
+        """Who else QEMU has let in, as it serves one client; "" where nobody is seen."""
+        from kvmsup.effects import peers
+
+        other = peers.other_client(self._path, self._socket)
+        return f"{self._path} is in use by {other.what}" if other else ""
+
     def _connect(self, path: str, pid: int) -> None:
         while True:
             try:
                 self._socket.connect(path)
-            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError):
+            except (FileNotFoundError, ConnectionRefusedError, BlockingIOError) as error:
                 # Between exec and listen, or others are waiting already; the process may also end there.
                 if self._ended(0.002):
                     raise QmpError("QEMU ended before it could be spoken to") from None
                 if self.deadline is not None and time.monotonic() > self.deadline:
-                    raise QmpError(f"QEMU has not opened {path} in time") from None
+                    waiting = isinstance(error, BlockingIOError)
+                    why = f"others wait at {path} already" if waiting else f"QEMU has not opened {path} in time"
+                    raise QmpError(self._in_use() or why) from None
             except OSError as error:
                 raise QmpError(f"{path}: {error.strerror or error}") from None
             else:
-                return self._check_peer(path, pid)
+                return check_listener(self._socket, path, pid)
 
-    def _check_peer(self, path: str, pid: int) -> None:
-        """The directory belongs to QEMU's user: who takes QEMU over could lead root to another guest's."""
-        listening = struct.unpack("3i", self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
-        if listening != pid:
-            raise QmpError(f"{path} leads to process {listening} instead of QEMU, {pid}")
+
+def check_listener(connected: socket.socket, path: str, pid: int) -> None:
+    """Raises QmpError when the socket at `path`, which `connected` is of, is another process's than `pid`.
+
+    The directory belongs to QEMU's user: who takes QEMU over could lead root to another guest's.
+    """
+    listening = struct.unpack("3i", connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
+    if listening != pid:
+        raise QmpError(f"{path} leads to process {listening} instead of QEMU, {pid}")
 
 
 def _request(command: str, arguments: Mapping[str, object]) -> bytes:

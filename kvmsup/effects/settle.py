@@ -26,6 +26,8 @@ def guest(root: str, name: str, pid: int) -> Iterator[str]:
     if claim is None or not claim.held:
         return
     named = threads.ask(root + socket(claim.guest, "supervisor.qmp"), pid, claim, _QMP_SECONDS)
+    if claims.read(root, name) != claim:  # a reload was quicker, after which it is looked at again
+        return
     online, fenced = sysfs.online(root), fence.current(root)
     for tid, duty in threads.of_guest(root, pid, claim, named).items():
         possible = duties.now(duty, claim, online, fenced)

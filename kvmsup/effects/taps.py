@@ -123,7 +123,11 @@ def _prepare(source: BridgeTap, bridge: Link) -> Link:
     """
     tap = _made(source.link)
     properties = (rtnetlink.address(f"fe{source.mac[2:]}"), rtnetlink.integer(rtnetlink.MTU, bridge.mtu))
-    rtnetlink.change(tap.number, *properties, rtnetlink.text(rtnetlink.ALIAS, source.alias))
+    try:
+        rtnetlink.change(tap.number, *properties, rtnetlink.text(rtnetlink.ALIAS, source.alias))
+    except Refused as refused:
+        what = f"{source.link} cannot have the MTU of bridge {source.bridge}, {bridge.mtu}: {refused.what}"
+        raise HostError(what, f"ip link set {source.bridge} mtu 1500") from None
     _take_ipv6_off(tap)
     return tap
 

@@ -65,8 +65,8 @@ def main(name: str, root: str = "") -> int:
     except (KeyError, ValueError):
         journal.say(journal.ERROR, "apply is run by systemctl reload, with MAINPID=")
         return 1
-    stopping.listen()
     try:
+        stopping.listen()
         run(name, pid, root)
     except stopping.Stopping:
         return stop.end(name, pid, root)
@@ -120,12 +120,14 @@ class _Reload:
         step("apply.place")
         placement, found = self._place(found)
         keys = [change.key for change in found if change.how == changes.LIVE]
+        new = live.claim_after(self.guest, self.claim, keys, placement)
+        live.check_real_time(new)
         if keys or self.claim.paused:
             step("apply.connect")
             deadline = time.monotonic() + _QMP_SECONDS
             with qmp.Monitor(self.root + socket(self.name, "control.qmp"), self.pid, deadline) as monitor:
                 monitor.negotiate()
-                self._apply(monitor, keys, placement)
+                self._apply(monitor, keys, new)
         self._finish(found)
 
     def _place(self, found: list[Change]) -> tuple[Placement | None, list[Change]]:
@@ -143,10 +145,11 @@ class _Reload:
             return None, found
         return placed, found
 
-    def _apply(self, monitor: qmp.Monitor, keys: list[str], placement: Placement | None) -> None:
-        """All of `keys`; what has been done when one of them fails stays, and is written down. Raises KvmsupError."""
-        named = threads.named_by_qemu(monitor, self.claim)
-        old, new = self.claim, live.claim_after(self.guest, self.claim, keys, placement)
+    def _apply(self, monitor: qmp.Monitor, keys: list[str], new: Claim) -> None:
+        """All of `keys`, with which the claim is `new`; what has been done when one of them fails stays, and is
+        written down. Raises KvmsupError.
+        """
+        named, old = threads.named_by_qemu(monitor, self.claim), self.claim
         step("apply.intend")
         running.write(self.root, self.name, changes.unsure(self.keys, keys))
         self.keys = changes.unsure(self.keys, keys)
@@ -210,7 +213,7 @@ class _Reload:
     def _add_vcpus(self, monitor: qmp.Monitor) -> None:
         """Add those that are missing. The guest is paused until each has its place. Raises KvmsupError."""
         wanted, failed = self.guest.cpu.vcpus, ""
-        missing = [slot for slot in reconfigure.slots(monitor)[:wanted] if not slot.there]
+        missing = [slot for slot in self._slots(monitor)[:wanted] if not slot.there]
         if missing and (self.claim.paused or reconfigure.running(monitor)):
             step("apply.pause")
             self._claim(self.claim._replace(paused=True))
@@ -223,13 +226,21 @@ class _Reload:
                 self._pin_added(slot.vcpu, tid)
         except KvmsupError as error:
             failed = error.what
-        there = sum(slot.there for slot in reconfigure.slots(monitor))
+        there = sum(slot.there for slot in self._slots(monitor))
         self._claim(self.claim._replace(vcpus=there))
         self.keys = self.keys | {"cpu.vcpus": there}
         if self.claim.paused:
             self._go_on(monitor)
         if failed:
             raise HostError(f"{failed}; the guest goes on with {there} of {wanted} vCPUs")
+
+    def _slots(self, monitor: qmp.Monitor) -> list[reconfigure.Slot]:
+        """Raises QmpError, also when there are others than the claim has CPUs for: a claim is what others read."""
+        slots = reconfigure.slots(monitor)
+        there, most = sum(slot.there for slot in slots), len(self.claim.vcpu)
+        if len(slots) != most or there < self.claim.vcpus:
+            raise QmpError(f"QEMU says that {there} of {len(slots)} vCPUs are there, {most} were asked for")
+        return slots
 
     def _pin_added(self, index: int, tid: int) -> None:
         if tid not in threads.of_process(self.root, self.pid):

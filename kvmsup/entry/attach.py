@@ -36,7 +36,6 @@ def main(name: str, root: str = "") -> int:
     except (KeyError, ValueError):
         journal.say(journal.ERROR, "attach is run by kvm@.service, with MAINPID=")
         return 1
-    stopping.listen()
     try:
         claim, plugged = _given(pid)
         run(name, pid, claim, root, plugged)
@@ -54,10 +53,12 @@ def main(name: str, root: str = "") -> int:
 
 
 def _given(pid: int) -> tuple[Claim, Sequence[plugs.Plug]]:
+    """What is to be plugged in where; from here on a stop is heard. QEMU ends with any failure."""
     try:
+        stopping.listen()
         plugged = plugs.given(os.environ)
         return claim_text.from_environment(os.environ, "the environment"), plugged
-    except KvmsupError:
+    except BaseException:  # Stopping, too
         proc.send(pid, signal.SIGTERM)
         raise
 

@@ -12,7 +12,6 @@ When this program has ended, systemd waits for QEMU and kills it: what ends QEMU
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 from collections.abc import Callable
@@ -75,7 +74,7 @@ def run(name: str, pid: int, root: str, patience: float, *, has_agent: bool = Fa
             if not _power_down(monitor, deadline, also):
                 _cut(monitor)
     except QmpError:
-        if not _ended(pid):
+        if not proc.has_ended(pid):
             raise
 
 
@@ -154,15 +153,3 @@ def _hears(monitor: qmp.Monitor) -> bool:
     except QmpError:
         pass  # as with the button: what follows tells
     return True
-
-
-def _ended(pid: int) -> bool:
-    """Whether the process has ended, also while nobody has collected it yet."""
-    try:
-        process = os.pidfd_open(pid)
-    except OSError:
-        return True
-    try:
-        return bool(select.select([process], [], [], 0)[0])
-    finally:
-        os.close(process)

@@ -21,8 +21,12 @@ class Stopping(BaseException):
 
 
 def listen() -> None:
-    """Have Stopping raised, once, wherever the program is when the signal comes."""
+    """Have Stopping raised, once, wherever the program is when the signal comes: here, if it has come already.
+
+    Until then the unit has it blocked (env --block-signal).
+    """
     signal.signal(KILL_SIGNAL, _heard)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (KILL_SIGNAL,))
 
 
 def _heard(*_: object) -> NoReturn:

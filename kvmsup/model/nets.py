@@ -100,7 +100,8 @@ def _mac(table: Table, guest: str, name: str) -> str:
         return derived_mac(guest, name)
     mac = text.lower()
     if int(mac[:2], 16) & 1:
-        unicast = f"{int(mac[:2], 16) & 0xFE:02x}{mac[2:]}"
+        first = f"{int(mac[:2], 16) & 0xFE:02x}"
+        unicast = f"{'52' if first == HOSTS_END else first}{mac[2:]}"
         table.note("mac", f"{mac} is the address of a group", f'the first byte is even: mac = "{unicast}"')
     elif mac == "00:00:00:00:00:00":
         table.note("mac", "nobody has the address of zeros", "leave it out for one that derives from the names")
@@ -129,8 +130,9 @@ def _check_apart(table: Table, nets: tuple[Net, ...]) -> None:
         path = (*table.path, net.name)
         if (other := macs.setdefault(net.mac, net.name)) != net.name:
             table.document.note((*path, "mac"), f"net.{other} has the address {net.mac} already", "one each")
-        if net.kind == TAP and (other := links.setdefault(net.over, net.name)) != net.name:
-            table.document.note((*path, TAP), f"net.{other} has {net.over} already", "one each")
+        if net.link and (other := links.setdefault(net.link, net.name)) != net.name:
+            would = "" if net.kind == TAP else f"its end on the host would be {net.link}: "
+            table.document.note((*path, net.kind), f"{would}net.{other} has {net.link} already", "one each")
         if net.boot and (other := boots.setdefault(net.boot, net.name)) != net.name:
             table.document.note((*path, "boot"), f"net.{other} has boot = {net.boot} already", "number them 1, 2, …")
 

@@ -63,6 +63,8 @@ _CALLED = {
     "disks": "disk",
     "nets": "net",
 }
+# The order of these tables in the file is that of their places on the guest's PCI bus.
+_ORDERED = frozenset(("disk", "net"))
 _SIZES = frozenset(("size", "page_size", "least", "memory"))
 
 Value = Any  # of JSON: None, a truth value, a number, a string, or a list or table of such
@@ -146,7 +148,8 @@ def differences(running: Mapping[str, Value], configured: Mapping[str, Value]) -
     found: dict[str, tuple[Value, Value]] = {}
     for key, value in configured.items():
         if key in running:
-            if value != running[key] and not (_has_tables(key, configured) or _has_tables(key, running)):
+            tables = _has_tables(key, configured) or _has_tables(key, running)
+            if value != running[key] and (not tables or _reordered(key, running[key], value)):
                 found[key] = (running[key], value)
         elif whole := _not_in(running, configured, key):
             found[whole] = (None, _part(configured, whole))
@@ -154,6 +157,13 @@ def differences(running: Mapping[str, Value], configured: Mapping[str, Value]) -
         if key not in configured and (whole := _not_in(configured, running, key)):
             found[whole] = (_part(running, whole), None)
     return [Change(key, was, now, how(key)) for key, (was, now) in found.items()]
+
+
+def _reordered(key: str, was: Value, now: Value) -> bool:
+    """Whether two tables that were there and are there have changed places."""
+    if key not in _ORDERED or not isinstance(was, list):
+        return False
+    return [name for name in was if name in now] != [name for name in now if name in was]
 
 
 def _has_tables(key: str, keys: Mapping[str, Value]) -> bool:

@@ -14,6 +14,7 @@ from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host
 from kvmsup.model.topology import Topology
 from kvmsup.plan import placement as placing
+from kvmsup.plan import refusals
 from kvmsup.plan.placement import Placement
 
 # In place of what tells the guest's file from others in a fingerprint; the host's file is the rest of it.
@@ -38,9 +39,12 @@ def place(
 
     Raises MemoryElsewhere, or Refusal, or Taken where other guests are the reason.
     """
-    wishes = guest.placement
-    if claim.dedicated and not any(key.startswith(_MOVES_VCPUS) for key in keys):
-        wishes = wishes._replace(vcpu=claim.vcpu)
+    wishes, stay = guest.placement, not any(key.startswith(_MOVES_VCPUS) for key in keys)
+    if stay:
+        # What is offline, or others' own (the fence keeps a shared guest off), may come back: the claim keeps it.
+        out = frozenset[int]().union(*(other.own_cpus for other in others))
+        wishes = wishes._replace(vcpu=tuple((cpus & topology.online) - out for cpus in claim.vcpu))
+        _check_cells(guest, claim, wishes.vcpu)
     elif claim.dedicated and not wishes.vcpu:
         wishes = wishes._replace(nodes=claim.nodes)
     # Its memory is there, so nothing has to be free for it, and no other node is as good.
@@ -49,7 +53,26 @@ def place(
     if claim.nodes and (not found.nodes <= claim.nodes or found.cells != claim.cells):
         where, now = cpulist.render(found.nodes), cpulist.render(claim.nodes)
         raise MemoryElsewhere(f"its memory would go from node {now} to node {where}")
-    return found
+    return found._replace(vcpu=claim.vcpu, idle=claim.idle, fill=claim.fill) if stay else found
+
+
+def _check_cells(guest: Guest, claim: Claim, vcpu: Sequence[frozenset[int]]) -> None:
+    """Raises Refusal when a node of the guest has no CPU of the host by which to tell where it is."""
+    for number, cell in enumerate(guest.cells):
+        if not any(vcpu[index] for index in cell.vcpus):
+            gone = frozenset[int]().union(*(claim.vcpu[index] for index in cell.vcpus))
+            what = f"CPU {cpulist.render(gone)}, all that guest node {number} has, is offline"
+            raise Refusal(what, f"echo 1 > /sys/devices/system/cpu/cpu{min(gone)}/online")
+
+
+def check_real_time(claim: Claim) -> None:
+    """Raises Refusal when a real-time vCPU of `claim` may run where another thread of its QEMU has to.
+
+    `place` does so too, but a change of the scheduler alone moves nobody.
+    """
+    others = {f"iothread.{name}.cpus": cpus for name, cpus in claim.iothread.items()}
+    for asked, cpus in ({"placement.emulator": claim.emulator} | others).items():
+        refusals.check_real_time(bool(claim.scheduler), asked, cpus & frozenset[int]().union(*claim.vcpu))
 
 
 def claim_after(guest: Guest, claim: Claim, keys: Collection[str], placement: Placement | None) -> Claim:

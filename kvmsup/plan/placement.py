@@ -258,7 +258,7 @@ def _emulator(
     topology = scene.topology
     if wished is not None:
         refusals.check_free("placement.emulator", wished, scene.holders)
-        refusals.check_real_time(guest, "placement.emulator", cpus & wished)
+        refusals.check_real_time(bool(guest.placement.scheduler), "placement.emulator", cpus & wished)
         refusals.check_idle("placement.emulator", idle & wished)
         return wished
     taken = {*scene.holders, *(cpus | idle if guest.placement.dedicated else ())}
@@ -290,7 +290,7 @@ def _iothread(
         return emulator
     asked = f"iothread.{thread.name}.cpus"
     refusals.check_free(asked, thread.cpus, scene.holders)
-    refusals.check_real_time(guest, asked, cpus & thread.cpus)
+    refusals.check_real_time(bool(guest.placement.scheduler), asked, cpus & thread.cpus)
     refusals.check_idle(asked, idle & thread.cpus)
     return thread.cpus
 

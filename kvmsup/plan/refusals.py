@@ -86,9 +86,9 @@ def _common(disk: Held, other: Held) -> str:
     return "a part of it" if disk.identity in other.on else ""
 
 
-def check_real_time(guest: Guest, asked: str, both: frozenset[int]) -> None:
-    """Raises Refusal, beginning with `asked`, when there are CPUs of `both` a real-time vCPU and another thread."""
-    if guest.placement.scheduler and both:
+def check_real_time(real_time: bool, asked: str, both: frozenset[int]) -> None:
+    """Raises Refusal, beginning with `asked`, when there are CPUs of `both` a `real_time` vCPU and another thread."""
+    if real_time and both:
         what = f"{asked}: CPU {cpulist.render(both)} is a real-time vCPU's, which would starve QEMU there"
         raise Refusal(what, "choose other CPUs for it, or leave placement.scheduler out")
 

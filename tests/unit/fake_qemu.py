@@ -257,6 +257,26 @@ def never_reads(qemu: Qemu) -> None:
         qemu.event("RTC_CHANGE")
 
 
+def uncounted(after: int) -> Callable[[Qemu], None]:
+    """Two vCPUs in eight places until one is to be added; then `after` of them are taken, in as many places."""
+
+    def places(count: int, there: int) -> list[Reply]:
+        taken = [{"qom-path": "/machine/x"}] * there + [{}] * (count - there)
+        return [{"type": "x", "props": {"core-id": core}, **one} for core, one in enumerate(taken)]
+
+    def behave(qemu: Qemu) -> None:
+        now = [places(8, 2)]
+
+        def answer(command: str) -> object:
+            if command == "device_add":
+                now[0] = places(after, after)
+            return {"return": now[0]} if command == "query-hotpluggable-cpus" else None
+
+        qemu.serve(answer)
+
+    return behave
+
+
 def first(cpus: list[Reply], **changed: object) -> list[Reply]:
     return [{**cpus[0], **{key.replace("_", "-"): value for key, value in changed.items()}}, *cpus[1:]]
 
@@ -325,6 +345,8 @@ BEHAVIOURS: dict[str, Callable[[Qemu], object]] = {
     "no-vcpu": recorded("10.0", query_cpus_fast=[]),
     "vcpu-without-path": recorded("10.0", query_cpus_fast=[{"cpu-index": 0}]),
     "lacks-not-a-list": recorded("10.0", qom_get=3),
+    "vcpus-vanish": uncounted(0),
+    "vcpus-without-end": uncounted(1000),
     "vcpus-infinite": list_vcpus(lambda cpus: first(cpus, cpu_index=float("inf"))),
 }
 

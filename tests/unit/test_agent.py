@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -213,7 +214,7 @@ def test_an_identity_that_is_made_up(
 
 def test_a_second_client_waits_its_turn(tmp_path: Path, start: Callable[..., FakeAgent]) -> None:
     start()
-    late = pytest.raises(QmpError, match="has not answered in time")
+    late = pytest.raises(QmpError, match=rf"/agent is in use by process {os.getpid()}: ")
     with connected(tmp_path), late, connected(tmp_path, 0.2):
         pass
     with connected(tmp_path) as talk:
@@ -398,12 +399,65 @@ def test_no_such_command(root: str, start: Callable[..., FakeAgent]) -> None:
 
 
 def test_a_guest_that_cannot_be_frozen(root: str, start: Callable[..., FakeAgent], tmp_path: Path) -> None:
-    start(lambda command, _: said({"error": {"desc": "no"}}) if command == "guest-fsfreeze-freeze" else None)
+    fake = start(lambda command, _: said({"error": {"desc": "no"}}) if command == "guest-fsfreeze-freeze" else None)
     with pytest.raises(KvmsupError) as caught:
         frozen(root, "touch", f"{tmp_path}/ran")
     why = "the agent in the guest refused guest-fsfreeze-freeze: no"
     assert str(caught.value) == f"web could not be frozen: {why}"
     assert not Path(tmp_path, "ran").exists()
+    assert "guest-fsfreeze-thaw" not in fake.heard
+
+
+def test_an_agent_that_is_not_there_is_not_waited_for_twice(
+    root: str, start: Callable[..., FakeAgent], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start(lambda *_: b"")
+    monkeypatch.setattr(freeze, "_ANSWER_SECONDS", 0.2)
+    with pytest.raises(
+        KvmsupError, match=r"^web could not be frozen: the agent in the guest has not answered in time$"
+    ):
+        frozen(root, "true")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_freeze_that_takes_too_long_is_undone_when_it_is_done(
+    root: str, start: Callable[..., FakeAgent], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(command: str, _: object) -> None:
+        if command == "guest-fsfreeze-freeze":
+            time.sleep(2)
+
+    fake = start(slow)
+    monkeypatch.setattr(freeze, "_FREEZE_SECONDS", 0.2)
+    with pytest.raises(
+        KvmsupError, match=r"^web could not be frozen: the agent in the guest has not answered in time$"
+    ):
+        frozen(root, "true")
+    assert fake.heard[-1] == "guest-fsfreeze-thaw" and not fake.frozen
+    # As long as an agent may still be at what it was asked for first, and some time more.
+    monkeypatch.undo()
+    assert freeze._THAW_SECONDS > 2 * freeze._FREEZE_SECONDS
+
+
+def test_a_guest_that_somebody_thawed_meanwhile(
+    root: str, start: Callable[..., FakeAgent], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Such as its stop: what was made on the host is not what was asked for."""
+    fake = start()
+    with in_a_process(root, "sleep", "1") as process:
+        wait_for(lambda: fake.frozen)
+        fake.frozen = False
+        assert process.wait(20) == 1
+    assert capfd.readouterr().err == (
+        "kvmsup: web was thawed by somebody else meanwhile: what has been made of its disks may not be whole\n"
+    )
+
+
+def test_a_guest_that_ends_meanwhile(capfd: pytest.CaptureFixture[str]) -> None:
+    with real_qemu.running() as machine:
+        pid = machine.process.pid
+    assert not freeze._thaw("", "web", pid, freeze._ASKED + freeze._FROZEN)
+    assert capfd.readouterr().err == "kvmsup: web has ended while it was frozen\n"
 
 
 def test_a_guest_that_does_not_thaw(
@@ -430,17 +484,29 @@ def test_what_was_left_frozen_is_thawed_first(
     assert capfd.readouterr().err == "kvmsup: web was left frozen: it is thawed, and frozen again\n"
 
 
-def test_the_guest_is_thawed_when_the_command_is_killed(root: str, start: Callable[..., FakeAgent]) -> None:
-    """kill -9 in the middle; nobody else may freeze meanwhile."""
-    fake = start()
+@contextlib.contextmanager
+def in_a_process(root: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """kvmsup freeze as a process of its own, leader of its group; all of which is gone afterwards."""
     code = (
         "import sys; from kvmsup.cli import freeze;"
-        "freeze.frozen(sys.argv[1], 'web', int(sys.argv[2]), ['sleep', '60'], as_json=False)"
+        "sys.exit(freeze.frozen(sys.argv[1], 'web', int(sys.argv[2]), sys.argv[3:], as_json=False))"
     )
-    command = [sys.executable, "-c", code, root, str(os.getpid())]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], start_new_session=True)
+    words = [sys.executable, "-c", code, root, str(os.getpid()), *command]
+    process = subprocess.Popen(words, cwd=Path(__file__).parents[2], start_new_session=True)
     try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def test_the_guest_is_thawed_when_the_command_is_killed(root: str, start: Callable[..., FakeAgent]) -> None:
+    """kill -9 in the middle; nobody else may freeze meanwhile, also not after a reload, which writes another claim."""
+    fake = start()
+    with in_a_process(root, "sleep", "60") as process:
         wait_for(lambda: fake.frozen)
+        claims.write(root, speaking())
         with pytest.raises(
             Refusal, match=r"^web is frozen by another kvmsup freeze\n  hint: wait until that has ended$"
         ):
@@ -448,11 +514,64 @@ def test_the_guest_is_thawed_when_the_command_is_killed(root: str, start: Callab
         assert fake.frozen
         process.kill()
         wait_for(lambda: not fake.frozen)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
     wait_for(lambda: frozen_again(root))
+
+
+def test_the_guest_is_thawed_when_the_keeper_is_killed(root: str, start: Callable[..., FakeAgent]) -> None:
+    fake = start()
+    with in_a_process(root, "sleep", "1") as process:
+        wait_for(lambda: fake.frozen)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[0]), signal.SIGKILL)
+        assert process.wait(20) == 0
+    assert not fake.frozen
+
+
+def test_an_agent_that_does_not_answer_holds_nobody_up(
+    root: str, start: Callable[..., FakeAgent], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as somebody who makes copies of one guest after the other. The keeper thaws when it can."""
+    go_on = threading.Event()
+
+    def slow(command: str, _: object) -> None:
+        if command == "guest-fsfreeze-thaw":
+            go_on.wait(20)
+
+    fake = start(slow)
+    monkeypatch.setattr(freeze, "_WAIT_SECONDS", 0.2)
+    assert frozen(root, "true") == 1
+    said = r"kvmsup: web may still be frozen: the agent has not answered for 0 s; process \d+ goes on trying\n"
+    assert re.fullmatch(said, capfd.readouterr().err)
+    assert fake.frozen
+    with pytest.raises(Refusal):
+        frozen(root, "true")
+    go_on.set()
+    wait_for(lambda: not fake.frozen)
+    os.wait()
+
+
+def test_ctrl_c_while_it_is_thawed(
+    root: str, start: Callable[..., FakeAgent], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The first one waits for the keeper, the next one leaves that to itself."""
+    go_on = threading.Event()
+
+    def slow(command: str, _: object) -> None:
+        if command == "guest-fsfreeze-thaw":
+            go_on.wait(20)
+
+    fake = start(slow)
+    with in_a_process(root, "true") as process:
+        wait_for(lambda: "guest-fsfreeze-thaw" in fake.heard)
+        for _ in range(2):
+            time.sleep(0.3)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+        assert process.wait(20) == -signal.SIGINT
+    assert "OSError" not in capfd.readouterr().err
+    assert fake.frozen
+    go_on.set()
+    wait_for(lambda: not fake.frozen)
 
 
 def frozen_again(root: str) -> bool:

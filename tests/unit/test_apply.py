@@ -303,6 +303,19 @@ def test_schedulers(fake_systemctl: Systemctl) -> None:
 # ---- refusals ----
 
 
+def test_no_real_time_vcpu_where_qemu_itself_runs(fake_systemctl: Systemctl) -> None:
+    """As at a start, which would refuse it: the scheduler alone has changed, so that no thread moves."""
+    fake_systemctl({})
+    text = WEB.replace("vcpus = 2\nmaxcpus = 8\nsockets = 2\ncores = 2\nthreads = 2", "vcpus = 1")
+    text += f'[placement]\ncpus = "dedicated"\nemulator = "{LAST}"\n[placement.vcpu]\n0 = "{LAST}"\n'
+    with started(text) as guest:
+        guest.edit("[placement.vcpu]", 'scheduler = "fifo:10"\n[placement.vcpu]')
+        assert refused(guest) == (
+            f"placement.emulator: CPU {LAST} is a real-time vCPU's, which would starve QEMU there\n"
+            "  hint: choose other CPUs for it, or leave placement.scheduler out"
+        )
+
+
 def refused(web: Guest) -> str:
     """What is said; nothing has changed."""
     before = web.held, web.vcpus(), running.read(web.root, "web")
@@ -387,6 +400,23 @@ def test_a_qemu_that_misbehaves(behaviour: str, fake_systemctl: Systemctl, monke
             apply.run("web", fake.pid, fake.root)
         assert claims.read(fake.root, "web") == held
         assert running.read(fake.root, "web") == changes.flatten(read)
+
+
+@pytest.mark.parametrize("behaviour", ["vcpus-vanish", "vcpus-without-end"])
+def test_a_qemu_that_miscounts(behaviour: str, fake_systemctl: Systemctl) -> None:
+    """What it says does not become a claim that nobody can read: every setup reads all of them, and the supervisor."""
+    fake_systemctl({})
+    with fake_qemu.running(behaviour) as fake:
+        os.makedirs(f"{fake.root}/run/kvmsup/claims")
+        trees.cpus(fake.root, dict.fromkeys(CPUS, ""), {0: cpulist.render(CPUS)})
+        read = config.read_guest("web", "web.toml", SHARED.encode()).guest
+        trees.write(fake.root, "/etc/kvmsup/web.toml", SHARED.replace("vcpus = 2", "vcpus = 3"))
+        held = claim("web", (FIRST,) * 8, dedicated=False, emulator=LAST, nodes="")._replace(vcpus=2)
+        claims.write(fake.root, held)
+        running.write(fake.root, "web", changes.flatten(read))
+        with pytest.raises(KvmsupError):
+            apply.run("web", fake.pid, fake.root)
+        assert claims.read_all(fake.root)["web"].vcpus == 2
 
 
 # ---- faults ----
@@ -511,6 +541,23 @@ def test_the_supervisor_lets_a_paused_guest_go(supervised: Guest, capfd: pytest.
     task.when["web"] = 0.0
     task.act()
     assert not web.runs
+
+
+def test_the_supervisor_does_not_undo_a_reload(supervised: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that comes while it asks QEMU for the threads: where they were is somebody else's by now."""
+    if len(CPUS) < 2:
+        pytest.skip("one CPU")
+    web, ask = supervised, threads.ask
+    web.edit(f'\n0 = "{FIRST}"', f'\n0 = "{LAST}"')
+
+    def asked(*arguments: Any) -> Any:
+        found = ask(*arguments)
+        web.reload()
+        return found
+
+    monkeypatch.setattr(threads, "ask", asked)
+    assert list(settle.guest(web.root, "web", web.pid)) == []
+    assert web.vcpus() == {0: f"{LAST} other", 1: f"{FIRST} other"}
 
 
 def test_the_supervisor_knows_new_bounds_of_a_balloon(supervised: Guest) -> None:

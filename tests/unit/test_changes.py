@@ -14,7 +14,7 @@ from kvmsup import cpulist
 from kvmsup.errors import Refusal
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
-from kvmsup.model.guest import Balloon, Guest, Scheduler
+from kvmsup.model.guest import Balloon, Cell, Guest, Scheduler
 from kvmsup.plan import changes, live
 from kvmsup.plan.changes import LIVE, RESTART, differences, flatten
 from tests.unit import hosts
@@ -228,6 +228,31 @@ def test_differences(edits: list[tuple[str, str]], said: list[str]) -> None:
     assert edited(*edits) == said
 
 
+def test_an_order_that_the_guest_sees() -> None:
+    """Of disks and interfaces: the next start puts them into other places on the PCI bus."""
+    tables = {
+        "lan": '[net.lan]\nbridge = "br0"\n',
+        "wan": '[net.wan]\nbridge = "br1"\n',
+        "a": '[disk.a]\npath = "/dev/a"\nformat = "raw"\n',
+        "b": '[disk.b]\npath = "/dev/b"\nformat = "raw"\n',
+        "io0": "[iothread.io0]\n",
+        "io1": "[iothread.io1]\n",
+    }
+
+    def file(*names: str) -> str:
+        return WEB + "".join(tables[name] for name in names)
+
+    assert changed(file("lan", "wan"), file("wan", "lan")) == ["net lan, wan → wan, lan (restart)"]
+    assert changed(file("a", "b"), file("b", "a")) == ["disk a, b → b, a (restart)"]
+    assert changed(file("io0", "io1"), file("io1", "io0")) == []
+    assert changed(file("lan"), file("wan", "lan")) == [
+        "net.wan (none) → (bridge = br1, mac = 02:75:2c:6e:c2:ae, queues = 1) (restart)"
+    ]
+    assert changed(file("lan", "wan"), file("lan")) == [
+        "net.wan (bridge = br1, mac = 02:75:2c:6e:c2:ae, queues = 1) → (none) (restart)"
+    ]
+
+
 def test_a_change_is_told_in_both_directions() -> None:
     """What goes is as much a difference as what comes."""
     more = WEB + '[memory.balloon]\nmin = "512M"\n[iothread.io0]\ncpus = "0"\n[placement]\nsmt = "prefer"\n'
@@ -310,6 +335,36 @@ def test_only_what_was_changed_moves() -> None:
     """Others have gone and better CPUs are free: no reason to move a vCPU because of the emulator."""
     case = Case(hosts.guest(2, dedicated=True, emulator="3"), held("2", "6", nodes="0-1"))
     assert case.place("placement.emulator") == {"vcpu": "2 6", "emulator": "3", "nodes": "0-1"}
+
+
+def test_a_shared_guest_does_not_move_because_others_came() -> None:
+    """What they own the fence keeps it off, and they go again."""
+    other = hosts.claim("db", ("3", "6"))
+    case = Case(hosts.guest(2, emulator="1"), held("0-7", "0-7", dedicated=False, nodes=""), (other,))
+    assert case.place("placement.emulator") == {"vcpu": "0-7 0-7", "emulator": "1", "nodes": ""}
+    # Neither with CPUs of its choice: it asks for none anew.
+    case = Case(hosts.guest(1, emulator="1", vcpu=("2-3",)), held("2-3", dedicated=False, nodes=""), (other,))
+    assert case.place("placement.emulator") == {"vcpu": "2-3", "emulator": "1", "nodes": ""}
+    with pytest.raises(Refusal, match=r"^placement.vcpu: CPU 3 is dedicated to guest db\n"):
+        case.place("placement.vcpu.0")
+
+
+@pytest.mark.parametrize("dedicated", [True, False])
+def test_a_cpu_that_is_offline_is_no_reason_to_refuse_what_moves_no_vcpu(dedicated: bool) -> None:
+    topology = hosts.topology(2, 4, 1, offline=(3, 7))
+    claim = held("2", "3", dedicated=dedicated, emulator="0", nodes="0")
+    guest = hosts.guest(2, dedicated=dedicated, emulator="1")
+    found = live.place(guest, claim, ["placement.emulator"], HOST, topology, ())
+    assert (found.vcpu, found.emulator) == (claim.vcpu, frozenset((1,)))
+    # A guest node whose CPUs are all gone is nowhere.
+    cells = [Cell(frozenset((index,)), 1 << 29, None, (10, 20)) for index in range(2)]
+    claim = held("2", "7", dedicated=dedicated, emulator="0", nodes="0-1")._replace(cells=(0, 1))
+    guest = hosts.guest(2, dedicated=dedicated, emulator="1", cells=cells)
+    with pytest.raises(Refusal) as caught:
+        live.place(guest, claim, ["placement.emulator"], HOST, topology, ())
+    assert str(caught.value) == (
+        "CPU 7, all that guest node 1 has, is offline\n  hint: echo 1 > /sys/devices/system/cpu/cpu7/online"
+    )
 
 
 def test_chosen_cpus() -> None:

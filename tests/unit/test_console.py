@@ -21,17 +21,19 @@ import pytest
 
 from kvmsup import cli
 from kvmsup.cli import console
-from kvmsup.effects import peers
+from kvmsup.effects import peers, systemctl
 from kvmsup.errors import KvmsupError
 from tests.unit import real_qemu
 
 ROOT = Path(__file__).parents[2]
-# As the verb is started, with the guest's socket where the test has it.
+# As the verb is started, with the guest's socket where the test has it, and the test as its QEMU.
 PROGRAM = """
-import sys
+import os, sys, types
 sys.path.insert(0, sys.argv[1])
 from kvmsup import cli
+from kvmsup.effects import observe
 from kvmsup.plan import paths
+observe.running = lambda root, guest: types.SimpleNamespace(pid=os.getppid())
 paths.socket = lambda guest, name: sys.argv[2]
 sys.exit(cli.main(["console", "web", *sys.argv[3:]]))
 """
@@ -215,29 +217,54 @@ def test_the_second_is_told_who_has_it(tmp_path: Path, monkeypatch: pytest.Monke
     with joinable() as machine:
         with machine.connected() as monitor:
             monitor.execute("query-status")
-        with console._connected("web", "console"):
+        with console._connected("web", "console", machine.process.pid):
             with pytest.raises(KvmsupError) as caught:
-                console._connected("web", "console")
+                console._connected("web", "console", machine.process.pid)
             first = f"the console of web is in use by process {os.getpid()}"
             assert str(caught.value).startswith(first)
             assert str(caught.value).endswith(f"\n  hint: leave it there, or kill {os.getpid()}")
         # The first has left: the next one is let in.
-        console._connected("web", "console").close()
+        console._connected("web", "console", machine.process.pid).close()
 
 
 def test_one_who_only_listens_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "_ACCEPT_SECONDS", 0.2)
     with listening(tmp_path / "c"), pytest.raises(KvmsupError) as caught:
-        console._connected("web", str(tmp_path / "c"))
+        console._connected("web", str(tmp_path / "c"), os.getpid())
     assert str(caught.value) == "QEMU of web does not answer on its console\n  hint: kvmsup status web"
 
 
 def test_there_is_none(tmp_path: Path) -> None:
     path = tmp_path / "c"
     with pytest.raises(KvmsupError) as caught:
-        console._connected("web", str(path))
+        console._connected("web", str(path), os.getpid())
     said = f"web has no console now: {path}: No such file or directory\n  hint: systemctl start kvm@web"
     assert str(caught.value) == said
+
+
+def test_a_socket_that_leads_to_another_process(tmp_path: Path) -> None:
+    """The directory is QEMU's user's: what root types into web's console is for nobody else, such as db's."""
+    path = tmp_path / "c"
+    with listening(tmp_path / "db") as server, subprocess.Popen(["sleep", "60"]) as qemu:
+        path.symlink_to("db")
+        with pytest.raises(KvmsupError) as caught:
+            console._connected("web", str(path), qemu.pid)
+        said = f"{path} leads to process {os.getpid()} instead of QEMU, {qemu.pid}"
+        assert str(caught.value) == said
+        with accept(server) as other:
+            assert other.recv(1) == b""
+        qemu.kill()
+
+
+def test_no_guest_and_no_standard_input(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(systemctl, "show", lambda *_: {})
+    assert cli.main(["console", "no-such-guest"]) == 1
+    assert capsys.readouterr().err.startswith("kvmsup: there is no guest no-such-guest")
+    monkeypatch.setattr(sys, "stdin", None)
+    assert cli.main(["console", "web"]) == 1
+    assert capsys.readouterr().err == (
+        "kvmsup: a console needs standard input and output\n  hint: they may be /dev/null, but not closed\n"
+    )
 
 
 def test_whoever_else_is_seen(tmp_path: Path) -> None:

@@ -72,6 +72,24 @@ def test_names_do_not_meet() -> None:
         assert len({nets.derived_mac(*names) for names in found}) == len(found)
 
 
+def test_what_is_proposed_instead_of_a_group_s_address_is_none_that_is_refused() -> None:
+    for mac, better in (("ff:ff:ff:ff:ff:ff", "52:ff:ff:ff:ff:ff"), ("01:00:5e:00:00:01", "00:00:5e:00:00:01")):
+        with pytest.raises(ConfigError) as caught:
+            guest(f'[net.lan]\nbridge = "br0"\nmac = "{mac}"')
+        assert f'hint: the first byte is even: mac = "{better}"' in str(caught.value)
+        guest(f'[net.lan]\nbridge = "br0"\nmac = "{better}"')
+
+
+@pytest.mark.parametrize("order", [("lan", "out"), ("out", "lan")])
+def test_a_tap_that_is_called_as_the_guest_s_own_will_be(order: tuple[str, str]) -> None:
+    """attach would find it there, and propose to delete what the administrator has made."""
+    tables = {"lan": '[net.lan]\nbridge = "br0"\n', "out": '[net.out]\ntap = "web.lan"\n'}
+    with pytest.raises(ConfigError) as caught:
+        guest("".join(tables[name] for name in order))
+    assert f": net.{order[1]}." in str(caught.value)
+    assert f"net.{order[0]} has web.lan already\n" in str(caught.value)
+
+
 def test_addresses_stay() -> None:
     """An upgrade must not give a guest another address."""
     assert nets.derived_mac("web", "lan") == "02:75:59:c2:7f:08"

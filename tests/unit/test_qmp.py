@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 from kvmsup.effects import qmp
 from kvmsup.errors import QmpError
-from tests.unit import fake_qemu
+from tests.unit import fake_qemu, real_qemu
 
 PATIENCE = 0.4
 # What a busy machine may add to it.
@@ -173,4 +174,18 @@ def test_others_are_waiting_already(tmp_path: Path) -> None:
             one.connect(path)
             with pytest.raises(QmpError) as caught:
                 qmp.Monitor(path, os.getpid(), deadline(0.05))
-    assert str(caught.value) == f"QEMU has not opened {path} in time"
+    assert str(caught.value) == f"others wait at {path} already"
+
+
+def test_who_has_a_monitor_is_told() -> None:
+    """QEMU lets one client in: the next ones get no answer, and the one after those not even a place to wait."""
+    with real_qemu.running() as machine, machine.connected() as monitor, contextlib.ExitStack() as waiting:
+        monitor.execute("query-status")
+        said = []
+        for _ in range(5):
+            with pytest.raises(QmpError) as caught:
+                one = qmp.Monitor(machine.monitor, machine.process.pid, deadline(0.2))
+                waiting.enter_context(one)
+                one.negotiate()
+            said.append(str(caught.value))
+        assert all(one.startswith(f"{machine.monitor} is in use by process {os.getpid()}") for one in said)

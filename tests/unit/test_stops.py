@@ -70,6 +70,7 @@ def test_one_that_does_not_listen_is_cut_off(
     assert capfd.readouterr().err == said
 
 
+ROOT = Path(__file__).parents[2]
 PROGRAM = "import sys; from kvmsup.entry import attach; sys.exit(attach.main('web', sys.argv[1]))"
 
 
@@ -83,7 +84,7 @@ def attaching(fake: fake_qemu.Running, tmp_path: Path, fault: str) -> subprocess
             [sys.executable, "-c", PROGRAM, fake.root],
             env=os.environ | environment,
             stderr=said,
-            cwd=Path(__file__).parents[2],
+            cwd=ROOT,
         )
     while not proc.is_stopped(f"/proc/{process.pid}"):
         assert process.poll() is None
@@ -103,11 +104,44 @@ def test_a_stop_while_attach_runs(step: str, status: int, tmp_path: Path) -> Non
     assert (tmp_path / "said").read_text() == ""
 
 
+@pytest.mark.parametrize(("key", "status"), [("ExecStartPost", -signal.SIGTERM), ("ExecReload", 0)])
+def test_a_stop_before_a_program_listens(key: str, status: int, tmp_path: Path) -> None:
+    """As the unit runs it: the signal comes while Python is still starting."""
+    units = ROOT / "units"
+    shim = tmp_path / "kvmsup-guest"
+    shim.write_text((units / shim.name).read_text().replace("@LIBDIR@", str(ROOT)))
+    shim.chmod(0o755)
+    lines = (units / "kvm@.service").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(f"{key}=+")).partition("+")[2]
+    held = claim_text.render(claim("web", [str(CPUS[0])] * 2, emulator=str(CPUS[-1])))
+    with fake_qemu.running("good") as fake:
+        environment = dict(line.split("=", 1) for line in held.splitlines()) | {"MAINPID": str(fake.pid)}
+        words = line.replace("@LIBDIR@", str(tmp_path)).replace("%i", "web").split()
+        process = subprocess.Popen(
+            [*words, fake.root], env=os.environ | environment, stderr=subprocess.PIPE, text=True
+        )
+        deadline = time.monotonic() + 10
+        while not blocked(process.pid) and time.monotonic() < deadline:
+            assert process.poll() is None
+        process.send_signal(stopping.KILL_SIGNAL)
+        said = process.communicate(timeout=30)[1]
+        assert (process.returncode, said) == (0, "")
+        assert fake.process.wait(10) == status
+
+
+def blocked(pid: int) -> bool:
+    """Whether the process has the signal blocked (proc(5), SigBlk)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    mask = next(int(line.split()[1], 16) for line in lines if line.startswith("SigBlk:"))
+    return bool(mask >> stopping.KILL_SIGNAL - 1 & 1)
+
+
 def test_the_unit_sends_that_signal() -> None:
-    unit = (Path(__file__).parents[2] / "units/kvm@.service").read_text()
+    unit = (ROOT / "units/kvm@.service").read_text()
     name = stopping.KILL_SIGNAL.name
     assert f"\nKillSignal={name}\n" in unit
     assert f"\nSuccessExitStatus={name}\n" in unit
+    assert f" --block-signal={name.removeprefix('SIG')} " in unit
 
 
 def test_real_qemu_pays_no_attention_to_it() -> None:
@@ -199,5 +233,5 @@ def test_what_the_guests_unit_says_has_no_priority_in_its_line(
     journal.say(journal.ERROR, "one\n  hint: two")
     journal.say(journal.ERROR, "")
     assert capfd.readouterr().err == "one\n  hint: two\n"
-    unit = (Path(__file__).parents[2] / "units/kvm@.service").read_text()
+    unit = (ROOT / "units/kvm@.service").read_text()
     assert "\nSyslogLevelPrefix=no\nEnvironment=KVMSUP_UNIT=kvm@%i.service\n" in unit

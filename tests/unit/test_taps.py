@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmsup.effects import handover, netns, taps
+from kvmsup.effects import handover, netns, rtnetlink, taps
 from kvmsup.errors import HostError
 from kvmsup.model.guest import Net
 from kvmsup.plan import nets
@@ -126,6 +126,23 @@ def test_no_bridge(made: str, said: str, net: Networks) -> None:
     net.on_host(made)
     assert refusal(LAN, net).startswith(said)
     assert "web.lan" not in net.links()
+
+
+def test_an_mtu_that_no_tap_can_have(net: Networks) -> None:
+    net.on_host("ip link add br0 mtu 65535 type bridge")
+    assert refusal(LAN, net) == (
+        "web.lan cannot have the MTU of bridge br0, 65535: mtu greater than device maximum\n"
+        "  hint: ip link set br0 mtu 1500"
+    )
+    assert "web.lan" not in net.links()
+
+
+def test_what_the_kernel_refuses_is_told_with_what_it_is_about(net: Networks, monkeypatch: pytest.MonkeyPatch) -> None:
+    net.on_host("ip link add br0 type bridge")
+    monkeypatch.setattr(rtnetlink, "without_ipv6", lambda: rtnetlink.integer(rtnetlink.MTU, 65535))
+    with real_qemu.running() as machine, machine.connected() as monitor, pytest.raises(HostError) as caught:
+        handover.plug(monitor, Plug("net.lan", LAN, ()), net.root, hosts.claim("web"))
+    assert str(caught.value) == "net.lan: mtu greater than device maximum"
 
 
 @pytest.mark.parametrize(("step", "left"), [("attach.tap", []), ("attach.join", [])])
