@@ -81,8 +81,8 @@ def test_the_second_at_the_console_is_told_who_has_it(demo: Host) -> None:
 
 def test_a_flood_is_dropped_and_counted(demo: Host) -> None:
     """On both consoles, with nobody at one of them: the guest goes on, the host's journal keeps what others say."""
-    flood = "yes flood >/dev/ttyS0 & yes flood >/dev/hvc0 & sleep 20; kill %1 %2; echo after the flood >/dev/ttyS0"
-    guests.type_in(demo, "demo", flood)
+    floods = "yes flood >/dev/ttyS0 & yes flood >/dev/hvc0 & sleep 20; kill %1 %2"
+    guests.type_in(demo, "demo", f"{floods}; sleep 10; echo after the flood >/dev/ttyS0")
     demo.run("logger said during the flood")
     demo.wait_for("journalctl -b -u kvm@demo -o cat | grep -q 'after the flood'", timeout=120)
     assert "said during the flood" in demo.run("journalctl --sync; journalctl -b -t root -o cat").stdout
