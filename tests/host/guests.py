@@ -35,6 +35,18 @@ type = "pc-q35-7.2"
 [memory]
 size = "64M"
 """
+# The demo guest's Linux, of which several run at once.
+LINUX = """
+[machine]
+type = "pc-q35-7.2"
+kernel = "/vmlinuz"
+initrd = "/var/lib/kvmsup-demo/initramfs"
+cmdline = "console=ttyS0 quiet panic=-1"
+[cpu]
+vcpus = 2
+[memory]
+size = "192M"
+"""
 
 
 def configure(host: Host, texts: Mapping[str, str]) -> None:
@@ -67,6 +79,12 @@ def install_demo(host: Host) -> None:
         host.put(file, f"/root/demo/{file.name}", mode=file.stat().st_mode & 0o777)
     host.run("/root/demo/build-initramfs /var/lib/kvmsup-demo/initramfs", timeout=120)
     configure(host, {"demo": (ETC / "demo" / "demo.toml").read_text()})
+
+
+def booted(host: Host, name: str, times: int = 1) -> None:
+    """Wait until a guest with the demo's Linux has come up that many times since its service was started."""
+    invocation = f"_SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID kvm@{name})"
+    host.wait_for(f"[ $(journalctl -b {invocation} | grep -c 'demo: ready') = {times} ]", timeout=400)
 
 
 def start(host: Host, name: str, *, check: bool = True) -> Result:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.host import guests
 from tests.lab.host import Host
 
@@ -21,11 +23,36 @@ def test_without_dev_kvm_a_start_says_so_in_one_sentence(host: Host) -> None:
     assert guests.leftovers(host) == []
 
 
-def test_an_enabled_guest_comes_up_with_the_host(host: Host) -> None:
-    guests.configure(host, {"tiny": guests.TINY})
-    host.run("systemctl enable kvm@tiny")
+def shutdowns(host: Host, names: tuple[str, ...]) -> dict[str, list[int]]:
+    """When systemd began to stop each guest, and when it had, in the boot before this one; in microseconds."""
+    units = " ".join(f"UNIT=kvm@{name}.service" for name in names)
+    lines = host.run(f"journalctl -b -1 -o json _PID=1 {units} --grep '^Stop'").stdout.splitlines()
+    found: dict[str, list[int]] = {name: [] for name in names}
+    for entry in map(json.loads, lines):
+        name = entry["UNIT"].removeprefix("kvm@").removesuffix(".service")
+        found[name].append(int(entry["__MONOTONIC_TIMESTAMP"]))
+    return found
+
+
+def test_guests_go_down_and_come_up_with_the_host(host: Host) -> None:
+    """Down all at once, but for those that are ordered, each by its power button; up as they are enabled."""
+    guests.install_demo(host)
+    guests.keep_supervisor(host)
+    texts = dict.fromkeys(("db", "app", "lone"), guests.LINUX)
+    host.run("mkdir -p /run/systemd/system/kvm@app.service.d")
+    host.put(b"[Unit]\nAfter=kvm@db.service\n", "/run/systemd/system/kvm@app.service.d/order.conf")
+    guests.configure(host, {"tiny": guests.TINY, **texts})
+    host.run("systemctl enable kvm@tiny; systemctl start kvm@db kvm@app kvm@lone", timeout=240)
+    for name in texts:
+        guests.booted(host, name)
     boot = host.read("/proc/sys/kernel/random/boot_id")
     host.reboot(timeout=400)
+    stops = shutdowns(host, tuple(texts))
+    assert stops["app"][1] <= stops["db"][0], stops
+    assert stops["lone"][0] < stops["app"][1] and stops["app"][0] < stops["lone"][1], stops
+    for name in texts:
+        said = host.run(f"journalctl -b -1 -o cat -u kvm@{name}").stdout
+        assert "the guest has shut down" in said.splitlines(), said
     assert host.read("/proc/sys/kernel/random/boot_id") != boot
     host.wait_for("[ $(systemctl show -P ActiveState kvm@tiny) = active ]", timeout=120)
     assert guests.pages(host) == (32, 0)

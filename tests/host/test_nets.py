@@ -12,17 +12,6 @@ from kvmsup.model import nets
 from tests.host import guests
 from tests.lab.host import Host
 
-LINUX = """
-[machine]
-type = "pc-q35-7.2"
-kernel = "/vmlinuz"
-initrd = "/var/lib/kvmsup-demo/initramfs"
-cmdline = "console=ttyS0 quiet panic=-1 {addresses}"
-[cpu]
-vcpus = 2
-[memory]
-size = "192M"
-"""
 LAN = '[net.lan]\nbridge = "br0"\n'
 BRIDGE = "ip link add br0 type bridge; ip address add 192.0.2.1/24 dev br0; ip link set br0 up"
 BESIDE = """
@@ -42,12 +31,9 @@ def wired(host: Host) -> Host:
 
 
 def linux(*addresses: str) -> str:
-    return LINUX.format(addresses=" ".join(f"demo.address={address}/24" for address in addresses))
-
-
-def ready(host: Host, *names: str) -> None:
-    for name in names:
-        host.wait_for(f"journalctl -b -u kvm@{name} | grep -q 'demo: ready'", timeout=400)
+    """The demo's Linux, with an address for each of its interfaces."""
+    told = "".join(f" demo.address={address}/24" for address in addresses)
+    return guests.LINUX.replace("panic=-1", f"panic=-1{told}")
 
 
 def links(host: Host, process: int = 0) -> dict[str, dict[str, Any]]:
@@ -69,7 +55,8 @@ def test_two_guests_and_their_host(wired: Host) -> None:
     left = linux("192.0.2.2", "198.51.100.2", "203.0.113.2") + LAN + "queues = 2\n" + mine
     guests.configure(wired, {"left": left, "right": linux("192.0.2.3") + LAN})
     wired.run("systemctl start kvm@left kvm@right", timeout=240)
-    ready(wired, "left", "right")
+    for name in ("left", "right"):
+        guests.booted(wired, name)
 
     for address in ("192.0.2.2", "192.0.2.3", "198.51.100.2", "203.0.113.2"):
         assert " 0% packet loss" in wired.run(PING.format(address=address)).stdout
