@@ -122,7 +122,8 @@ def test_restart_on_failure_is_after_a_panic_and_not_after_a_poweroff(demo: Host
     guests.start(demo, "demo")
     guests.booted(demo, "demo")
     guests.type_in(demo, "demo", "echo c >/proc/sysrq-trigger")
-    demo.wait_for("[ $(systemctl show -P NRestarts kvm@demo) = 1 ]", timeout=120)
+    again = "[ $(systemctl show -P NRestarts kvm@demo) = 1 ] && [ $(systemctl show -P ActiveState kvm@demo) = active ]"
+    demo.wait_for(again, timeout=120)
     guests.booted(demo, "demo")
     guests.type_in(demo, "demo", "poweroff -f")
     demo.wait_for("[ $(systemctl show -P ActiveState kvm@demo) = inactive ]", timeout=60)
