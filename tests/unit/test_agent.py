@@ -275,7 +275,7 @@ def test_a_qemu_whose_guest_has_no_agent() -> None:
                 began = time.monotonic()
                 told = inside.answered(qemu.root, seen(qemu.process.pid))
                 assert told and told["state"] == "the agent in the guest has not answered in time"
-                assert 0.9 < time.monotonic() - began < 3
+                assert 0.9 < time.monotonic() - began < 9
 
 
 # ---- status ----
@@ -334,7 +334,7 @@ def test_stop_asks_the_agent_after_the_power_button() -> None:
         try:
             began = time.monotonic()
             stopped(fake, os.getpid())
-            assert over.is_set() and time.monotonic() - began < 3
+            assert over.is_set() and time.monotonic() - began < 9
             assert asked.heard == [
                 "guest-sync-delimited", "guest-fsfreeze-status", "guest-fsfreeze-thaw", "guest-shutdown",
             ]  # fmt: skip
@@ -350,13 +350,14 @@ def stopped(fake: fake_qemu.Running, agent_pid: int) -> None:
         stop.run("web", fake.pid, fake.root, 10.0, has_agent=True)
 
 
-def test_stop_is_no_slower_for_an_agent_that_hangs() -> None:
+def test_stop_is_no_slower_for_an_agent_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop, "_AGENT_SECONDS", 8.0)
     with fake_qemu.running("good") as fake:
         asked = FakeAgent(Path(fake.root, SOCKET), lambda *_: b"")
         try:
             began = time.monotonic()
             stop.run("web", fake.pid, fake.root, 10.0, has_agent=True)
-            assert time.monotonic() - began < 0.9
+            assert time.monotonic() - began < 6
             assert fake.process.wait(10) == 0
         finally:
             asked.close()

@@ -344,7 +344,7 @@ def test_one_who_floods_is_slowed_down_and_nobody_else(heard: Heard) -> None:
         while time.monotonic() < start + 1.5:
             before = time.monotonic()
             heard.say("db", b"STATUS=three times a second")
-            assert time.monotonic() - before < 1
+            assert time.monotonic() - before < 5
             time.sleep(0.3)
         assert told <= listen._BURST + 2.5 * listen._A_SECOND
     finally:
