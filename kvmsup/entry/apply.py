@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import NamedTuple
 
 from kvmsup.effects import (
     balloon,
@@ -29,12 +28,10 @@ from kvmsup.effects import (
     threads,
 )
 from kvmsup.entry import stop, stopping
+from kvmsup.entry.request import Request, requested
 from kvmsup.errors import HostError, KvmsupError, QmpError
-from kvmsup.model import config
 from kvmsup.model.claim import Claim
-from kvmsup.model.guest import Guest, Host
-from kvmsup.model.topology import Topology
-from kvmsup.plan import changes, dropin, duties, live
+from kvmsup.plan import changes, duties, live
 from kvmsup.plan.changes import Change
 from kvmsup.plan.duties import Duty
 from kvmsup.plan.paths import socket
@@ -47,15 +44,6 @@ _LOCK_SECONDS = 5.0
 _QMP_SECONDS = 10.0
 # The kernel copies each merged page when merging ends, while QEMU waits for it.
 _UNMERGE_SECONDS = 60.0
-
-
-class Request(NamedTuple):
-    """What the configuration asks for, on which host."""
-
-    guest: Guest
-    host: Host
-    topology: Topology
-    loaded: str
 
 
 def main(name: str, root: str = "") -> int:
@@ -79,23 +67,15 @@ def main(name: str, root: str = "") -> int:
 def run(name: str, pid: int, root: str) -> None:
     """Apply, and say what was applied and what needs a restart. Raises KvmsupError; the guest goes on in any case."""
     step("apply.configuration")
-    request = _request(name, root)
+    request = requested(name, root)
+    if request is None:
+        raise HostError(f"{configs.guest_file(name)} is gone", f"{name} goes on as it is until it is stopped")
     step("apply.lock")
     try:
         with claims.lock_within(root, _LOCK_SECONDS):
             _Reload(request, pid, root).run()
     except claims.Busy:
         raise HostError("another guest is being set up or released", f"systemctl reload kvm@{name}, later") from None
-
-
-def _request(name: str, root: str) -> Request:
-    content, host_content = configs.read_guest(root, name), configs.read_host(root)
-    if content is None:
-        raise HostError(f"{configs.guest_file(name)} is gone", f"{name} goes on as it is until it is stopped")
-    topology = sysfs.topology(root)
-    host = config.read_host(configs.HOST_FILE, host_content, topology)
-    guest = config.read_guest(name, configs.guest_file(name), content, topology).guest
-    return Request(guest, host, topology, dropin.fingerprint(content, host_content))
 
 
 class _Reload:

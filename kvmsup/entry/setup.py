@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from functools import partial
-from typing import NamedTuple
 
 from kvmsup.effects import (
     backing,
@@ -33,11 +32,10 @@ from kvmsup.effects import (
     vsock,
 )
 from kvmsup.entry import patience
+from kvmsup.entry.request import Request, requested
 from kvmsup.errors import HostError, KvmsupError
-from kvmsup.model import config
 from kvmsup.model.claim import Claim
-from kvmsup.model.guest import Guest, Host, is_name
-from kvmsup.model.topology import Topology
+from kvmsup.model.guest import Guest
 from kvmsup.plan import changes, dropin, pages, refusals
 from kvmsup.plan import placement as placing
 from kvmsup.plan.refusals import Taken
@@ -47,15 +45,6 @@ from kvmsup.steps import step
 # less than the unit's TimeoutStartSec=.
 PATIENCE_SECONDS = 60.0
 _GLANCE_SECONDS = 0.1
-
-
-class Request(NamedTuple):
-    """What one start asks for, on which host."""
-
-    guest: Guest
-    host: Host
-    topology: Topology
-    loaded: str
 
 
 def main(name: str, root: str = "") -> int:
@@ -96,21 +85,18 @@ def run(name: str, root: str) -> None:
 
 
 def _request(name: str, root: str) -> Request:
-    file = configs.guest_file(name)
-    content = configs.read_guest(root, name) if is_name(name) else None
-    if content is None:
+    """Raises KvmsupError, also when systemd has loaded other files than there are now."""
+    found = requested(name, root)
+    if found is None:
         raise _no_file(name, root)
-    host_content = configs.read_host(root)
-    topology = sysfs.topology(root)
-    host = config.read_host(configs.HOST_FILE, host_content, topology)
-    guest = config.read_guest(name, file, content, topology).guest
     loaded = os.environ.get(dropin.LOADED)
-    if loaded != dropin.fingerprint(content, host_content):
+    if loaded != found.loaded:
+        file = configs.guest_file(name)
         what = f"{file} was edited since systemd loaded it" if loaded else f"systemd has not loaded {file} yet"
-        if loaded and loaded[:8] == dropin.fingerprint(content, b"")[:8]:
+        if loaded and loaded[:8] == found.loaded[:8]:
             what = f"{configs.HOST_FILE} was edited since systemd loaded it"
         raise HostError(what, "systemctl daemon-reload")
-    return Request(guest, host, topology, loaded)
+    return found
 
 
 def _no_file(name: str, root: str) -> HostError:

@@ -11,6 +11,7 @@ import pytest
 from kvmsup import cpulist
 from kvmsup.effects import claims, configs, hugepages, identity, kernel, numa_maps, systemctl
 from kvmsup.entry import release, setup
+from kvmsup.entry.request import Request
 from kvmsup.errors import HostError, KvmsupError, Refusal
 from kvmsup.model import config
 from kvmsup.model.claim import Claim, Held
@@ -327,7 +328,7 @@ def test_main_tells(root: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_claim_is_kept_while_its_cpus_are_there(held: Claim, offline: str, there: bool) -> None:
     host = topology(2, 2, 2, offline=cpulist.parse(offline))
     plain = config.read_guest("web", "web.toml", b'[memory]\nsize = "64M"\n').guest
-    asked = setup.Request(plain, config.read_host("host.toml", b""), host, "")
+    asked = Request(plain, config.read_host("host.toml", b""), host, "")
     assert setup._there("/nowhere", held, asked, []) is there
 
 
