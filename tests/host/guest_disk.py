@@ -174,7 +174,7 @@ def put(host: Host, *, cloud_init: bool = False) -> str:
 
 def up(host: Host, guest: str, timeout: float = 240.0) -> None:
     """Wait until the guest has booted."""
-    host.wait_for(f"journalctl --boot --unit kvm@{guest} --output=cat | grep -q '{UP}'", timeout=timeout, interval=1)
+    host.wait_for_line(f"--unit=kvm@{guest}", UP, timeout=timeout)
 
 
 def snapshot(lab: Lab, below: str) -> str:

@@ -15,6 +15,8 @@ from tests.lab.host import Host
 
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-B0-2]|[78=>])")
 ETC = Path(__file__).parents[2] / "etc"
+# What the demo guest says last when it has come up.
+READY = "demo: ready"
 PAGES = "/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages"
 
 # Boots into the firmware and sits there: for everything that needs a QEMU but no guest that answers.
@@ -84,7 +86,7 @@ def install_demo(host: Host) -> None:
 def booted(host: Host, name: str, times: int = 1) -> None:
     """Wait until a guest with the demo's Linux has come up that many times since its service was started."""
     invocation = f"_SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID kvm@{name})"
-    host.wait_for(f"[ $(journalctl -b {invocation} | grep -c 'demo: ready') = {times} ]", timeout=400)
+    host.wait_for_line(invocation, READY, times, timeout=400)
 
 
 def start(host: Host, name: str, *, check: bool = True) -> Result:

@@ -96,7 +96,7 @@ def install(host: Host) -> None:
 def up(host: Host) -> None:
     """Start it, and wait until it listens to its console."""
     guests.start(host, NAME)
-    host.wait_for(f"journalctl -b -u kvm@{NAME} -o cat | grep -q 'talk: to 2:'", timeout=150)
+    host.wait_for_line(f"--unit=kvm@{NAME}", "talk: to 2:", timeout=150)
 
 
 def say(host: Host, port: int, text: str) -> None:
@@ -104,7 +104,7 @@ def say(host: Host, port: int, text: str) -> None:
     before = _said(host)
     line = shlex.quote(f"{port} {text}")
     host.run(f"python3 /root/say.py /run/kvmsup/guests/{NAME}/console {line}")
-    host.wait_for(f"[ $(journalctl -b -u kvm@{NAME} -o cat | grep -c 'talk: said') -gt {before} ]", timeout=60)
+    host.wait_for_line(f"--unit=kvm@{NAME}", "talk: said", times=before + 1)
 
 
 def _said(host: Host) -> int:

@@ -234,7 +234,7 @@ def test_a_vcpu_for_linux(host: Host) -> None:
     text = host.read("/etc/kvmsup/demo.toml").replace("vcpus = 2", "vcpus = 2\nmaxcpus = 4")
     guests.configure(host, {"demo": text})
     guests.start(host, "demo")
-    host.wait_for("journalctl -b -u kvm@demo | grep -q 'demo: ready'", timeout=150)
+    guests.booted(host, "demo")
     pins = guests.claim(host, "demo")["VCPU_CPUS"].split()
     assert pins == ["4", "5", "6", "7"]
     host.run(f"echo 1 > {TRACE}/events/kvm/kvm_entry/enable; echo > {TRACE}/trace")

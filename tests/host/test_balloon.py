@@ -42,7 +42,7 @@ def three(host: Host) -> Host:
     guests.configure(host, {"hand": LINUX, "auto": LINUX + "auto = true\n", "tiny": tiny})
     host.run("systemctl start kvm@hand kvm@auto kvm@tiny", timeout=240)
     for name in ("hand", "auto"):
-        host.wait_for(f"journalctl -b -u kvm@{name} | grep -q 'demo: ready'", timeout=240)
+        guests.booted(host, name)
     return host
 
 
@@ -96,14 +96,14 @@ def test_automatic_by_the_hosts_need(three: Host) -> None:
     assert guests.kvmsup(three, "balloon auto")["actual"] == 512 * MIB
     three.put(EATER.encode(), "/root/eater.py")
     three.run("systemd-run --unit=eater --collect python3 /root/eater.py 170")
-    three.wait_for("[ $(journalctl -b -u kvm@auto -o cat | grep -c '^balloon: .*smaller') -ge 2 ]", timeout=90)
+    three.wait_for_line("--unit=kvm@auto", "^balloon: .*smaller", times=2, timeout=90)
     first = told(three, "auto")[0]
     assert first.startswith("balloon: 512M → 461M, smaller: the host has ")
     assert "under its mark of 256M; the guest has " in first
     # Killed while the guest is small, the next supervisor goes on from there.
     three.run("systemctl kill -s KILL kvmsup")
     three.run("systemctl stop eater")
-    three.wait_for("journalctl -b -u kvm@auto -o cat | grep -q '^balloon: .* 512M, larger'", timeout=90)
+    three.wait_for_line("--unit=kvm@auto", "^balloon: .* 512M, larger", timeout=90)
     three.wait_for("kvmsup balloon auto | grep -q '^auto: 512M of 512M'", timeout=30)
     # With nothing to do the guest is left to sleep, and nobody else's balloon has been touched.
     interval = (

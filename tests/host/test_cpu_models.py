@@ -111,7 +111,7 @@ def test_a_guest_sees_its_model_and_siblings(host: Host) -> None:
     head, _, rest = demo.partition("[cpu]\n")
     guests.configure(host, {"demo": f"{head}[cpu]\n{cpu}\n[{rest.partition('[')[2]}"})
     guests.start(host, "demo")
-    host.wait_for("journalctl -b -u kvm@demo | grep -q 'demo: ready'", timeout=150)
+    guests.booted(host, "demo")
     said = guests.said(host, "demo")
     assert "model: AMD EPYC Processor" in said
     assert said.count("core 0 siblings 0-1") == 2

@@ -18,7 +18,7 @@ def demo(host: Host) -> Host:
     guests.install_demo(host)
     assert guests.pages(host) == (0, 0)
     guests.start(host, NAME)
-    host.wait_for(f"journalctl -b -u kvm@{NAME} | grep -q 'demo: ready'", timeout=150)
+    guests.booted(host, NAME)
     return host
 
 
@@ -109,7 +109,7 @@ def test_stop_presses_the_power_button(demo: Host) -> None:
 
 def test_its_own_poweroff_is_a_clean_end(demo: Host) -> None:
     guests.start(demo, NAME)
-    demo.wait_for(f"[ $(journalctl -b -u kvm@{NAME} | grep -c 'demo: ready') = 2 ]", timeout=150)
+    demo.wait_for_line(f"--unit=kvm@{NAME}", guests.READY, times=2, timeout=150)
     guests.type_in(demo, NAME, "poweroff -f")
     demo.wait_for(f"[ $(systemctl show -P ActiveState kvm@{NAME}) = inactive ]", timeout=60)
     assert guests.show(demo, f"kvm@{NAME}", "Result") == {"Result": "success"}

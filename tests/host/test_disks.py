@@ -61,7 +61,7 @@ def disks(host: Host) -> Host:
     guests.configure(host, {"demo": text, "boot": BOOT, "efi": UEFI})
     guests.keep_supervisor(host)
     guests.start(host, "demo")
-    host.wait_for("journalctl -b -u kvm@demo | grep -q 'demo: ready'", timeout=300)
+    guests.booted(host, "demo")
     return host
 
 
@@ -130,14 +130,14 @@ def test_they_stay_when_the_guest_stops(disks: Host) -> None:
 def test_a_guest_boots_from_what_only_root_may_open(disks: Host) -> None:
     disks.put(boot_sector("booted from its disk\r\n"), "/root/boot.img", mode=0o600)
     guests.start(disks, "boot")
-    disks.wait_for("journalctl -b -u kvm@boot | grep -q 'booted from its disk'", timeout=60)
+    disks.wait_for_line("--unit=kvm@boot", "booted from its disk")
     guests.kill(disks, "boot")
     assert disks.run("stat -c '%U %a' /root/boot.img").stdout == "root 600\n"
 
 
 def test_uefi_with_an_nvram_of_its_own(disks: Host) -> None:
     guests.start(disks, "efi")
-    disks.wait_for("journalctl -b -u kvm@efi | grep -q BdsDxe", timeout=400)
+    disks.wait_for_line("--unit=kvm@efi", "BdsDxe", timeout=400)
     assert disks.run("stat -Lc '%a' /var/lib/kvmsup/efi/nvram.fd").stdout == "600\n"
     claim = guests.claim(disks, "efi")
     template = claim["NVRAM_TEMPLATE"]

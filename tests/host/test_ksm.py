@@ -101,7 +101,7 @@ def test_ksm_that_an_administrator_has_on_is_left_alone(two: Host) -> None:
     set_to(two, run="1")
     found = knobs(two)
     guests.start(two, "consents")
-    two.wait_for("journalctl -b -u kvmsup | grep -q 'KSM is on already, by somebody else'")
+    two.wait_for_line("--unit=kvmsup", "KSM is on already, by somebody else")
     assert knobs(two) == found
     guests.kill(two, "consents")
     idle(two)
@@ -117,7 +117,7 @@ def test_a_change_in_between_is_kept(two: Host) -> None:
     two.wait_for(f"grep -q '\\[none\\]' {KSM}/advisor_mode")
     set_to(two, pages_to_scan="77", run="2")
     two.run("systemctl reload kvmsup")
-    two.wait_for("journalctl -b -u kvmsup | grep -q 'somebody else has set'")
+    two.wait_for_line("--unit=kvmsup", "somebody else has set")
     guests.kill(two, "consents")
     idle(two)
     now = knobs(two)

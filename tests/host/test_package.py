@@ -111,7 +111,7 @@ def newer(host: Host, deb: Path) -> str:
 def test_removal_leaves_a_guest_alone_and_it_still_stops_cleanly(fresh_host: Host) -> None:
     guests.install_demo(fresh_host)
     guests.start(fresh_host, "demo")
-    fresh_host.wait_for("journalctl -b -u kvm@demo | grep -q 'demo: ready'", timeout=150)
+    guests.booted(fresh_host, "demo")
     process, held = guests.pid(fresh_host, "demo"), guests.pages(fresh_host)
 
     told = apt(fresh_host, "remove")

@@ -174,7 +174,7 @@ def test_a_real_systemd_says_when_it_has_reached_its_target(debian: Host) -> Non
 
 def test_its_agent_answers(debian: Host) -> None:
     answers = 'kvmsup status deb --json | grep -q \'"state": "answers"\''
-    debian.wait_for(f"{answers} && kvmsup status deb | grep -q '  address '", timeout=120, interval=2)
+    debian.wait_for(f"{answers} && kvmsup status deb | grep -q '  address '", timeout=120)
     found = guests.kvmsup(debian, "status deb")["agent"]
     assert found["system"].startswith("Debian GNU/Linux 13")
     addresses = [address for one in found["interfaces"] for address in one["addresses"]]

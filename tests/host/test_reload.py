@@ -27,7 +27,7 @@ def watching(host: Host) -> None:
 def loaded(host: Host, name: str, size: str) -> float:
     """Seconds until systemd itself has the guest with `size` in its command line."""
     began = time.monotonic()
-    host.wait_for(f"systemctl show -P ExecStart kvm@{name} | grep -q 'size={size}'", timeout=180, interval=0.05)
+    host.wait_for(f"systemctl show -P ExecStart kvm@{name} | grep -q 'size={size}'", timeout=180)
     return time.monotonic() - began
 
 

@@ -57,7 +57,7 @@ def demo(host: Host) -> Host:
 def test_a_guest_chooses_no_priorities(demo: Host) -> None:
     """Those of emergencies are written to every terminal of a host."""
     guests.inside(demo, "demo", 'echo "<0>the sky is falling" >/dev/ttyS0')
-    demo.wait_for("journalctl -b -u kvm@demo -o cat | grep -q 'the sky is falling'")
+    demo.wait_for_line("--unit=kvm@demo", "the sky is falling")
     lines = demo.run("journalctl -b -u kvm@demo -o json --grep 'the sky'").stdout.splitlines()
     found = {(one["PRIORITY"], one["MESSAGE"]) for one in map(json.loads, lines)}
     assert found == {("6", "<0>the sky is falling")}
@@ -78,7 +78,7 @@ def test_a_flood_is_dropped_and_counted(demo: Host) -> None:
     floods = "timeout 20 yes flood >/dev/ttyS0 & timeout 20 yes flood >/dev/hvc0 & wait"
     guests.type_in(demo, "demo", f"{floods}; sleep 10; echo after the flood >/dev/ttyS0")
     demo.run("logger said during the flood")
-    demo.wait_for("journalctl -b -u kvm@demo -o cat | grep -q 'after the flood'", timeout=120)
+    demo.wait_for_line("--unit=kvm@demo", "after the flood", timeout=120)
     assert "said during the flood" in demo.run("journalctl --sync; journalctl -b -t root -o cat").stdout
     dropped = demo.run("journalctl -b -u systemd-journald -o cat | grep '^Suppressed .* kvm@demo.service'").stdout
     print(dropped)

@@ -14,7 +14,7 @@ from pathlib import Path
 from . import cache, initramfs
 from .errors import LabError, LabUnavailable
 from .progress import Progress
-from .recipe import DISK_SIZE_MIB, FILES, MASKED, Recipe, agent_source
+from .recipe import DISK_SIZE_MIB, FILES, MASKED, MASKED_GENERATORS, Recipe, agent_source
 
 _UNWANTED_PATHS = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*")
 _PROGRAMS = ("qemu-system-x86_64", "qemu-img")
@@ -167,6 +167,10 @@ def _add_files(tree: Path) -> None:
     for unit in MASKED:
         (units / unit).unlink(missing_ok=True)
         (units / unit).symlink_to("/dev/null")
+    generators = tree / "etc/systemd/system-generators"
+    generators.mkdir(exist_ok=True)
+    for generator in MASKED_GENERATORS:
+        (generators / generator).symlink_to("/dev/null")
     wants = units / "sysinit.target.wants"
     wants.mkdir(exist_ok=True)
     (wants / "lab-agent.service").symlink_to("/etc/systemd/system/lab-agent.service")

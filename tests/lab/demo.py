@@ -16,7 +16,7 @@ EXAMPLE = "/usr/share/doc/kvmsup/examples/demo"
 POOLS = "grep . /sys/devices/system/node/node*/hugepages/hugepages-2048kB/nr_hugepages"
 # What a shell sends to find out about its terminal.
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-READY = "journalctl -b -u kvm@demo | grep -q 'demo: ready'"
+READY = "demo: ready"
 
 
 def main() -> int:
@@ -49,7 +49,7 @@ def _demonstrate(host: Host, progress: Progress) -> None:
     _show(host, POOLS)
     _show(host, "systemctl start kvm@demo")
     progress.stage("the guest boots: Linux under KVM, itself emulated")
-    host.wait_for(READY, timeout=180)
+    host.wait_for_line("--unit=kvm@demo", READY, timeout=180)
     _show(host, "systemctl status --no-pager --lines 0 kvm@demo")
     _show(host, "journalctl --boot --no-pager --output cat --unit kvm@demo | grep -A 20 '^demo: Linux'")
     _show(host, "kvmsup status demo")
