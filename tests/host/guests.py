@@ -107,6 +107,13 @@ def kill(host: Host, name: str) -> None:
     released(host, name)
 
 
+def clear(host: Host) -> None:
+    """End every guest, however it is, with its configuration."""
+    host.run("systemctl kill -s KILL 'kvm@*'; systemctl stop 'kvm@*'; systemctl reset-failed 'kvm*'", check=False)
+    host.wait_for('[ -z "$(ls /run/kvmsup/claims)" ]')
+    host.run("rm -f /etc/kvmsup/*.toml; systemctl daemon-reload")
+
+
 def released(host: Host, name: str) -> None:
     """Wait until the guest's setup unit is down: it stops a moment after its guest."""
     down = f"systemctl show -P ActiveState kvm-setup@{name} | grep -qE '^(inactive|failed)$'"
