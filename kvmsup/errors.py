@@ -7,7 +7,8 @@ A traceback is always a bug of kvmsup: every failure that a user can cause has a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+
+from kvmsup.records import NamedTuple
 
 
 class KvmsupError(Exception):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
@@ -17,6 +17,7 @@ from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host
 from kvmsup.model.topology import Topology
 from kvmsup.plan import placement
+from kvmsup.records import NamedTuple
 
 _HEADS = ("GUEST", "", "VCPUS", "CPUS", "IDLE", "EMULATOR", "NODE", "MEMORY", "PAGES")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
@@ -13,6 +13,7 @@ from kvmsup.effects import configs, fence, interfaces, kernel, observe
 from kvmsup.errors import KvmsupError
 from kvmsup.model.claim import Claim
 from kvmsup.model.table import nearest
+from kvmsup.records import NamedTuple
 
 _HEADS = ("GUEST", "WHAT", "WANTED", "ACTUAL")
 

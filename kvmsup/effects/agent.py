@@ -12,11 +12,14 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 from kvmsup.effects import files, qmp
 from kvmsup.errors import QmpError
 from kvmsup.plan.paths import socket
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 # Not a byte of UTF-8: the other side drops what it has read so far (qga/main.c), and puts it before its answer.
 _DELIMITER = b"\xff"

@@ -8,7 +8,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 from kvmsup import sizes
 from kvmsup.effects import cloning, firmware, handover, headers, identity, iouring, kernel, readable
@@ -21,6 +20,7 @@ from kvmsup.plan import disks as planned
 from kvmsup.plan import refusals
 from kvmsup.plan.paths import BINARY
 from kvmsup.plan.plugs import File
+from kvmsup.records import NamedTuple
 
 
 class Backing(NamedTuple):

@@ -7,11 +7,14 @@ QEMU's docs/interop/virtio-balloon-stats.rst: statistics come from the guest's d
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple
 
 from kvmsup.effects import qmp
 from kvmsup.errors import QmpError
 from kvmsup.plan.paths import socket
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _DEVICE = "/machine/peripheral/balloon"
 _INTERVAL = "guest-stats-polling-interval"

@@ -7,10 +7,13 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 from kvmsup.effects import files
 from kvmsup.errors import HostError
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 # The administrator's, which replace those of the same name, and the packages'.
 DIRECTORIES = ("/etc/qemu/firmware", "/usr/share/qemu/firmware")

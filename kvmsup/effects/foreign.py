@@ -6,9 +6,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Iterator
-from typing import NamedTuple
 
 from kvmsup.effects import files, proc
+from kvmsup.records import NamedTuple
 
 
 class Foreign(NamedTuple):

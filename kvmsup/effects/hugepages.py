@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from kvmsup import sizes
 from kvmsup.effects import cgroup, files, numa_maps
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from kvmsup.plan import pages
+from kvmsup.records import NamedTuple
 
 # A QEMU that has just died may hold its pages for a moment longer: the last reference to a file is dropped late.
 _SETTLE_SECONDS = 2.0

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from kvmsup.effects import agent, ready
 from kvmsup.effects.observe import Seen
 from kvmsup.errors import QmpError
 from kvmsup.model.ready import reached
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _PATIENCE_SECONDS = 1.0
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from kvmsup.effects import files, rtnetlink, taps
 from kvmsup.effects.rtnetlink import Link
@@ -13,6 +12,7 @@ from kvmsup.model import nets
 from kvmsup.model.claim import Claim, Interface
 from kvmsup.model.guest import Guest, Net
 from kvmsup.model.table import Problem
+from kvmsup.records import NamedTuple
 
 
 class Traffic(NamedTuple):

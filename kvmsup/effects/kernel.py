@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from kvmsup.errors import HostError
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 # include/uapi/linux/prctl.h
 _PR_SCHED_CORE, _GET, _CREATE = 62, 0, 1

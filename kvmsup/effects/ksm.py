@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from kvmsup.effects import cgroup, files, pressure, proc
 from kvmsup.effects.claims import RUN
@@ -17,6 +16,7 @@ from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from kvmsup.model.ksm import PAGE, Figures, Merged, Settings
 from kvmsup.plan.ksm import can_unmerge
+from kvmsup.records import NamedTuple
 
 _OFF, _ON, _UNMERGE = "0", "1", "2"
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from kvmsup import cpulist
 from kvmsup.effects import files, proc
+from kvmsup.records import NamedTuple
 
 
 class Mapping(NamedTuple):

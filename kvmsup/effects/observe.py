@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any, NamedTuple
 
 from kvmsup import cpulist
 from kvmsup.effects import balloon as balloons
@@ -32,6 +31,10 @@ from kvmsup.model.claim import Claim
 from kvmsup.plan.duties import Duty
 from kvmsup.plan.models import Running, told
 from kvmsup.plan.paths import socket
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _PATIENCE_SECONDS = 2.0
 

@@ -7,7 +7,6 @@ import functools
 import os
 import re
 import subprocess
-from typing import NamedTuple
 
 from kvmsup.effects import configs, files, running
 from kvmsup.errors import KvmsupError
@@ -16,6 +15,7 @@ from kvmsup.model.guest import Guest
 from kvmsup.plan import changes, dropin
 from kvmsup.plan.changes import Change
 from kvmsup.plan.paths import BINARY
+from kvmsup.records import NamedTuple
 
 _GENERATED = "/run/systemd/generator"
 OLDER, ANOTHER = "older", "another"

@@ -7,9 +7,9 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from kvmsup.effects import files
+from kvmsup.records import NamedTuple
 
 _SOCK_DIAG = 4  # the netlink family
 _BY_FAMILY = 20  # SOCK_DIAG_BY_FAMILY

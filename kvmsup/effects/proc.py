@@ -6,9 +6,9 @@ from __future__ import annotations
 import os
 import select
 import signal
-from typing import NamedTuple
 
 from kvmsup.effects import files
+from kvmsup.records import NamedTuple
 
 # include/linux/sched.h
 _PF_KTHREAD, _PF_NO_SETAFFINITY = 0x00200000, 0x04000000

@@ -13,10 +13,13 @@ import socket
 import struct
 import time
 from collections.abc import Mapping
-from typing import Any, Self
 
 from kvmsup.effects import files
 from kvmsup.errors import QmpError
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 # query-cpus-fast of 4096 vCPUs is about 1 MB.
 LONGEST_MESSAGE = 8 << 20

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 from kvmsup.effects import qmp
 from kvmsup.errors import QmpError
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 # From the outside in: QEMU numbers vCPUs in this order (hw/i386, x86_possible_cpu_arch_ids).
 _LEVELS = ("socket-id", "die-id", "module-id", "core-id", "thread-id")

@@ -11,10 +11,10 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 from kvmsup.effects import files
 from kvmsup.errors import HostError
+from kvmsup.records import NamedTuple
 
 # include/uapi/linux/rtnetlink.h, netlink.h and if_link.h
 _NEWLINK, _DELLINK, _GETLINK, _ERROR = 16, 17, 18, 2

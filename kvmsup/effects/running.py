@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
 
 from kvmsup.effects import files
 from kvmsup.effects.claims import RUN
 from kvmsup.errors import HostError
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 # A guest with 4096 pinned vCPUs has about 200 KB.
 _MOST = 4 << 20

@@ -10,9 +10,9 @@ import os
 import re
 import subprocess
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from kvmsup.errors import HostError
+from kvmsup.records import NamedTuple
 
 
 class Unit(NamedTuple):

@@ -13,12 +13,12 @@ import os
 import selectors
 import socket
 import time
-from typing import NamedTuple
 
 from kvmsup.effects import claims, journal, ready
 from kvmsup.errors import KvmsupError
 from kvmsup.model import vsock
 from kvmsup.model.ready import Said, hear
+from kvmsup.records import NamedTuple
 
 _FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
 _IDLE_SECONDS = 30.0

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from kvmsup.effects import configs, sysfs
 from kvmsup.model import config
 from kvmsup.model.guest import Guest, Host, is_name
 from kvmsup.model.topology import Topology
 from kvmsup.plan import dropin
+from kvmsup.records import NamedTuple
 
 
 class Request(NamedTuple):

@@ -9,7 +9,11 @@ program sees to the guest.
 from __future__ import annotations
 
 import signal
-from typing import NoReturn
+
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 # What QEMU kicks its vCPU threads with: blocked in all others, harmless in these (QEMU's SIG_IPI; system/main-loop.c,
 # qemu_signal_init; accel/kvm/kvm-all.c, kvm_ipi_signal). A program of ours that does not listen ends by it.

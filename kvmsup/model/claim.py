@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from itertools import count
 from types import MappingProxyType
-from typing import NamedTuple
 
 from kvmsup import cpulist
 from kvmsup.errors import HostError
+from kvmsup.records import NamedTuple
 
 PREFIX = "KVMSUP_"
 _AFFINITY = "cpu-affinity="

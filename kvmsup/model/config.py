@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from kvmsup import sizes
 from kvmsup.errors import ConfigError, Diagnostic
@@ -12,6 +11,7 @@ from kvmsup.model import cells, disks, firstboot, inside, nets, wishes
 from kvmsup.model.guest import Balloon, Cpu, Guest, Host, Machine, Memory, Screen
 from kvmsup.model.table import Document, Table
 from kvmsup.model.topology import Topology
+from kvmsup.records import NamedTuple
 
 # Every key there is. A test holds this against the goldens and the man pages.
 GUEST_KEYS = {

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from kvmsup.model import hostpaths
 from kvmsup.model.guest import OWN, CloudInit, Credential
 from kvmsup.model.table import Path, Table
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 # QEMU keeps 55 characters of the name of a fw_cfg item (include/hw/nvram/fw_cfg.h, FW_CFG_MAX_FILE_PATH), and
 # "opt/io.systemd.credentials/" takes 27 of them.

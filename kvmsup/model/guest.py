@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+
+from kvmsup.records import NamedTuple
 
 # kvm-NAME is a user name, and systemd refuses those over 31 characters.
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,26}")

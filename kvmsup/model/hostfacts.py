@@ -7,10 +7,10 @@ Text is None where the file is not there or may not be read: whoever judges says
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from kvmsup.model.claim import Claim
 from kvmsup.model.topology import Topology
+from kvmsup.records import NamedTuple
 
 
 class Processor(NamedTuple):

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from kvmsup.records import NamedTuple
 
 PAGE = 4096  # KSM merges the smallest pages only; x86's
 

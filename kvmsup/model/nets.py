@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from kvmsup.model.guest import Cpu, Guest, Net
 from kvmsup.model.table import Problem, Table
+from kvmsup.records import NamedTuple
 
 BRIDGE, MACVTAP, TAP, USER = KINDS = ("bridge", "macvtap", "tap", "user")
 # drivers/net/tun.c and tap.c: MAX_TAP_QUEUES.

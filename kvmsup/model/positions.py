@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from typing import NamedTuple
+
+from kvmsup.records import NamedTuple
 
 Path = tuple[str | int, ...]
 

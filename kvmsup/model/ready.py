@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import NamedTuple
 
 from kvmsup.errors import HostError
 from kvmsup.model.claim import NOBODY_ELSE
+from kvmsup.records import NamedTuple
 
 _MOST_STATUS = 200
 _MOST_UNITS = 64

@@ -6,10 +6,11 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from kvmsup import cpulist, sizes
 from kvmsup.errors import ConfigError, Diagnostic
+from kvmsup.records import NamedTuple
 
 Path = tuple[str | int, ...]
 Parsed = TypeVar("Parsed")

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+
+from kvmsup.records import NamedTuple
 
 # What a node is from itself and from another where nobody tells (ACPI SLIT; include/linux/topology.h).
 LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20

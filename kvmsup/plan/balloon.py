@@ -17,10 +17,10 @@ has been asked for and what it occupies are the host's own figures, and one that
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from kvmsup import sizes
 from kvmsup.model.pressure import HostMemory
+from kvmsup.records import NamedTuple
 
 MIB = 1 << 20
 # At five percent an administrator would look; the kernel's own watermarks are far below (vm.watermark_scale_factor).

@@ -8,11 +8,16 @@ by another version of kvmsup, which knew fewer keys or more: those that only one
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, NamedTuple
 
 from kvmsup import cpulist, sizes
 from kvmsup.model import nets
 from kvmsup.model.guest import Credential, Guest, Net, Scheduler
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    Value = Any  # of JSON: None, a truth value, a number, a string, or a list or table of such
 
 # "systemctl reload" applies it, or only a restart does.
 LIVE, RESTART = "live", "restart"
@@ -66,8 +71,6 @@ _CALLED = {
 # The order of these tables in the file is that of their places on the guest's PCI bus.
 _ORDERED = frozenset(("disk", "net"))
 _SIZES = frozenset(("size", "page_size", "least", "memory"))
-
-Value = Any  # of JSON: None, a truth value, a number, a string, or a list or table of such
 
 
 class Change(NamedTuple):

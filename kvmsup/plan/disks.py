@@ -8,7 +8,6 @@ the same properties, but for the file, which is a descriptor by then.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from kvmsup.model import disks
 from kvmsup.model.disks import BLK, CDROM, SCSI
@@ -16,11 +15,15 @@ from kvmsup.model.guest import Disk, Guest
 from kvmsup.plan import images, paths, ports, unitfile
 from kvmsup.plan.plugs import CHOSEN_AIO, Command, File, Plug
 from kvmsup.plan.ports import Port
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    Properties = dict[str, Any]
 
 # Stands for the firmware that setup has found.
 CHOSEN_CODE = "chosen"
-
-Properties = dict[str, Any]
 
 
 def id_of(disk: Disk) -> str:

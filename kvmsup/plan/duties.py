@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from kvmsup.model.claim import Claim
+from kvmsup.records import NamedTuple
 
 # sched(7), SCHED_OTHER: what a real-time vCPU gets while it has to run beside QEMU's own threads.
 ORDINARY = "other"

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+
+from kvmsup.records import NamedTuple
 
 # What QEMU traces when it is about to end, and two of its causes (qapi/run-state.json, ShutdownCause).
 _TRACED = re.compile(r"qemu_system_shutdown_request reason=([0-9]{1,3})\b")

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from kvmsup.records import NamedTuple
 
 OK, WARN, FAIL, UNKNOWN = VERDICTS = ("ok", "warn", "fail", "unknown")
 

@@ -7,10 +7,9 @@ a source may be for root alone, and no secret is in an argv, an environment or a
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from kvmsup.model.guest import OWN, Credential, Guest
 from kvmsup.plan import unitfile
+from kvmsup.records import NamedTuple
 
 # Set for create, where it shall make a seed: the guest's name.
 SEED = "KVMSUP_SEED"

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from kvmsup.errors import HostError
 from kvmsup.model import disks
 from kvmsup.model.guest import Guest
+from kvmsup.records import NamedTuple
 
 VARIABLE = "KVMSUP_IMAGES"
 NVRAM = "nvram.fd"

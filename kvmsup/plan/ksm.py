@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from kvmsup.model.claim import Claim
 from kvmsup.model.ksm import PAGE, Figures, Settings
 from kvmsup.model.pressure import HostMemory
+from kvmsup.records import NamedTuple
 
 POLICIES = ("never", "pressure", "always")
 OFF, WAIT, BURST, SLOW = "off", "wait", "burst", "slow"

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from kvmsup.model.guest import Cpu
 from kvmsup.model.table import Path, Problem, nearest
+from kvmsup.records import NamedTuple
 
 # They are what the host or QEMU has, and so differ from host to host; "base" has no feature at all.
 SPECIAL = ("host", "max", "base")

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from kvmsup.model import nets
 from kvmsup.model.guest import Guest, Net
 from kvmsup.plan import ports, unitfile
 from kvmsup.plan.plugs import BridgeTap, Command, MacVtap, OwnTap, Plug, descriptor
 from kvmsup.plan.ports import Port
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Any
 
 DEVICE = "virtio-net-pci"
 # Where systemd has a unit for each network interface, by udev's 99-systemd.rules.

@@ -11,10 +11,13 @@ import json
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
 
 from kvmsup import sizes
 from kvmsup.errors import KvmsupError
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 # Of OpenSSH: what the public half begins with (sshd(8), "AUTHORIZED_KEYS FILE FORMAT").
 _KEY = re.compile(r"(ssh|ecdsa|sk-ssh|sk-ecdsa)-[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?")

@@ -7,11 +7,11 @@ Hugepages are there before a guest runs, so what they promise is kept. The rest 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from kvmsup import sizes
 from kvmsup.model.ksm import Figures
 from kvmsup.model.pressure import HostMemory
+from kvmsup.records import NamedTuple
 
 
 class Promise(NamedTuple):

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from kvmsup.model.topology import Topology
+from kvmsup.records import NamedTuple
 
 PREFER, REQUIRE, ISOLATE = "prefer", "require", "isolate"
 

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from kvmsup import sizes
 from kvmsup.errors import Refusal
+from kvmsup.records import NamedTuple
 
 # Who is named of those that hold pages; the rest are counted.
 _NAMED = 6

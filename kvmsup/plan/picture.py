@@ -7,10 +7,10 @@ What `picture_text` and `picture_svg` draw and what `kvmsup topology --json` pri
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from kvmsup.model.claim import Claim
 from kvmsup.model.topology import LogicalCpu, Topology
+from kvmsup.records import NamedTuple
 
 # What a CPU is for, the first of these that applies.
 VCPU, IDLE, HOUSEKEEPING, EMULATOR, SHARED, FREE = "vcpu", "idle", "housekeeping", "emulator", "shared", "free"

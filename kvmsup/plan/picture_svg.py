@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import NamedTuple
 
 from kvmsup import cpulist
 from kvmsup.plan import picture, picture_words
 from kvmsup.plan.picture import Cache, Core, Cpu, Node, Picture
+from kvmsup.records import NamedTuple
 
 _TINTS = ("#77aadd", "#ee8866", "#eedd88", "#ffaabb", "#44bb99", "#bbcc33", "#99ddff", "#aaaa00")
 _INK, _FAINT, _LINE = "#1a1a1a", "#555555", "#8a8f98"

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
-from typing import NamedTuple
 
 from kvmsup import cpulist
 from kvmsup.plan import picture, picture_words
 from kvmsup.plan.picture import Cache, Core, Cpu, Picture, Tenant
+from kvmsup.records import NamedTuple
 
 Paint = Callable[[str, str], str]  # (a guest's name or a role, text) → the text in its colour
 _GAP = "  "

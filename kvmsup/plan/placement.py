@@ -7,7 +7,6 @@ A pure function, so that `setup`, tests and a dry run decide alike.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from kvmsup import cpulist
 from kvmsup.errors import Refusal
@@ -18,6 +17,7 @@ from kvmsup.model.topology import Topology
 from kvmsup.plan import cells, packing, refusals
 from kvmsup.plan.refusals import Taken
 from kvmsup.plan.scene import OWNED, Scene, around
+from kvmsup.records import NamedTuple
 
 
 class Placement(NamedTuple):

@@ -10,9 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from itertools import count, takewhile
-from typing import Any, NamedTuple
 
 from kvmsup.errors import HostError
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 VARIABLE = "KVMSUP_PLUGS"
 # Linux starts no program with a longer string in its environment than 128 KiB (MAX_ARG_STRLEN), which some 250 disks

@@ -7,9 +7,8 @@ they are when a device is backed by something else, or plugged instead of starte
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from kvmsup.model.guest import has_pcie
+from kvmsup.records import NamedTuple
 
 # Slots of the root bus. Below are what QEMU numbers by itself, above is what q35 has built in (hw/i386/pc_q35.c).
 NIC_SLOTS = range(0x10, 0x14)

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host
 from kvmsup.model.topology import Topology
+from kvmsup.records import NamedTuple
 
 OWNED, EMULATOR = "is dedicated to guest", "runs QEMU's own threads of guest"
 

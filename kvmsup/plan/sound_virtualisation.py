@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from kvmsup.model.hostfacts import Facts
 from kvmsup.plan.finding import Finding, fail, number, ok, switch, unknown, values, warn
+from kvmsup.records import NamedTuple
 
 OPTIONS = "/etc/modprobe.d/zz-kvmsup.conf"  # sorted last: of two options lines the later one holds (modprobe.d(5))
 _FIRMWARE = "in the firmware's set-up (BIOS), turn on {}"

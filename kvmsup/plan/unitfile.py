@@ -7,7 +7,8 @@ A value that comes from a TOML must come out of systemd's parser as exactly the 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+
+from kvmsup.records import NamedTuple
 
 # What an unquoted word may consist of; everything else is put into double quotes.
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:,=+@")
