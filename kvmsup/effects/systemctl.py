@@ -7,8 +7,6 @@ A subprocess costs less than importing a D-Bus library; what stays resident uses
 from __future__ import annotations
 
 import os
-import re
-import subprocess
 from collections.abc import Sequence
 
 from kvmsup.errors import HostError
@@ -29,15 +27,31 @@ class Unit(NamedTuple):
 
 
 def _systemctl(*arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ("systemctl", *arguments), capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-        )
-    except OSError as error:
-        raise HostError(f"systemctl cannot be run: {error.strerror}") from None
-    if done.returncode:
-        raise HostError(f"systemctl {' '.join(arguments)}: {done.stderr.strip()}")
-    return done.stdout
+    """What systemctl prints. Raises HostError with its complaint, which has room in a pipe (pipe(7)).
+
+    Without subprocess, whose import takes as long as Python itself does to start.
+    """
+    (printed, output), (told, complaint) = os.pipe(), os.pipe()
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, output, 1),
+        (os.POSIX_SPAWN_DUP2, complaint, 2),
+    ]
+    with (
+        open(printed, encoding="utf-8", errors="replace") as answer,
+        open(told, encoding="utf-8", errors="replace") as reason,
+    ):
+        try:
+            pid = os.posix_spawnp("systemctl", ["systemctl", *arguments], os.environ, file_actions=actions)
+        except OSError as error:
+            raise HostError(f"systemctl cannot be run: {error.strerror}") from None
+        finally:
+            os.close(output)
+            os.close(complaint)
+        found, wrong = answer.read(), reason.read()
+    if os.waitpid(pid, 0)[1]:
+        raise HostError(f"systemctl {' '.join(arguments)}: {wrong.strip()}")
+    return found
 
 
 def show(names: Sequence[str], properties: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -55,15 +69,15 @@ def show(names: Sequence[str], properties: Sequence[str]) -> dict[str, dict[str,
 
 def units(names: Sequence[str]) -> dict[str, Unit]:
     """State and job of each of `names`. Raises HostError when systemd does not answer."""
-    jobs = _jobs()
+    queued = jobs()
     return {
-        name: Unit(values["ActiveState"], values["SubState"], jobs.get(name, ""))
+        name: Unit(values["ActiveState"], values["SubState"], queued.get(name, ""))
         for name, values in show(names, ("ActiveState", "SubState")).items()
     }
 
 
-def _jobs() -> dict[str, str]:
-    """Job types by unit: lines of `JOB UNIT TYPE STATE`."""
+def jobs() -> dict[str, str]:
+    """The type of the queued or running job by unit, from lines of `JOB UNIT TYPE STATE`. Raises HostError."""
     lines = _systemctl("list-jobs", "--full", "--plain", "--no-legend").splitlines()
     return {words[1]: words[2] for words in map(str.split, lines) if len(words) >= 4}
 
@@ -112,6 +126,8 @@ def start_timeout(unit: str) -> float:
 
 
 def _seconds(unit: str, name: str) -> float:
+    import re  # whoever presses the power button has it by then, and the others do without
+
     text = show([unit], [name])[unit][name]
     if text == "infinity":
         return _SPANS["d"]

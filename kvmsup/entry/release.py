@@ -47,4 +47,4 @@ def _restarting(name: str) -> bool:
     """Whether this is the stop of a restart. A start that has just failed has its job still, but not this result."""
     unit = f"kvm-setup@{name}.service"
     stopped = os.environ.get("SERVICE_RESULT") == "success"  # systemd.exec(5)
-    return stopped and systemctl.units([unit])[unit].job in ("start", "restart")
+    return stopped and systemctl.jobs().get(unit) in ("start", "restart")
