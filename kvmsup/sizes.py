@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import re
-
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 MOST = 1 << 52  # what x86 can address (Intel SDM, MAXPHYADDR)
 
 # systemd's own units (src/basic/parse-util.c, parse_size); those over T are for other things than guests.
 _SCALE = UNITS | {"P": 1 << 50, "E": 1 << 60, "B": 1, "": 1}
-_PART = re.compile(r"\+?([0-9]{1,20})(?:\.([0-9]{0,20}))?[ \t]*([KMGTPEB]?)[ \t]*", re.ASCII)
+_PART = r"\+?([0-9]{1,20})(?:\.([0-9]{0,20}))?[ \t]*([KMGTPEB]?)[ \t]*"
 
 # Right but for the unit, such as "8GiB" or "4g".
-_ALMOST = re.compile(r"[ \t]*\+?[0-9]+(?:\.[0-9]*)?[ \t]*[KMGTPEkmgtpe]?i?([KMGTPEkmgtpeBb])[ \t]*", re.ASCII)
+_ALMOST = r"[ \t]*\+?[0-9]+(?:\.[0-9]*)?[ \t]*[KMGTPEkmgtpe]?i?([KMGTPEkmgtpeBb])[ \t]*"
 
 
 def parse(text: str) -> int:
@@ -21,10 +19,12 @@ def parse(text: str) -> int:
 
     Raises ValueError, its text a clause that fits behind the quoted size.
     """
+    import re  # who only renders has no need of it
+
     rest = text.strip(" \t")
     size, last = 0, 0
     while rest:
-        part = _PART.match(rest)
+        part = re.match(_PART, rest, re.ASCII)
         if not part:
             raise ValueError(_wrong(text))
         whole, fraction, unit = part.groups(default="")
@@ -41,9 +41,11 @@ def parse(text: str) -> int:
 
 
 def _wrong(text: str) -> str:
+    import re
+
     if re.match(r"[ \t]*\+?\.[0-9]", text):
         return "has no digit before its dot"
-    if almost := _ALMOST.fullmatch(text):
+    if almost := re.fullmatch(_ALMOST, text, re.ASCII):
         if almost[1] in "Bb":
             return "has a unit that reads as bytes to the base 1000 here and 1024 there"
         return "has its unit in lower case"

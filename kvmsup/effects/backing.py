@@ -10,26 +10,16 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 
 from kvmsup import sizes
-from kvmsup.effects import cloning, firmware, handover, headers, identity, iouring, kernel, readable
+from kvmsup.effects import headers, identity, iouring, kernel, opening, readable
 from kvmsup.errors import HostError, Refusal
-from kvmsup.model import disks
-from kvmsup.model.claim import Held
+from kvmsup.model import hostpaths
+from kvmsup.model.claim import Backing, Held
 from kvmsup.model.guest import Disk, Guest
 from kvmsup.model.table import Problem
 from kvmsup.plan import disks as planned
-from kvmsup.plan import refusals
+from kvmsup.plan import images, refusals
 from kvmsup.plan.paths import BINARY
 from kvmsup.plan.plugs import File
-from kvmsup.records import NamedTuple
-
-
-class Backing(NamedTuple):
-    """What a claim has of it: the disks that are there, and what setup chooses for QEMU; "" where it is not needed."""
-
-    disks: tuple[Held, ...]
-    aio: str
-    firmware: str
-    nvram: str
 
 
 def find(root: str, guest: Guest, early: Callable[[], bool]) -> Backing:
@@ -40,8 +30,16 @@ def find(root: str, guest: Guest, early: Callable[[], bool]) -> Backing:
     held = tuple(one for disk in guest.disks for one in _held(root, guest, disk, early))
     left_open = any(not disk.aio for disk in guest.disks)
     aio = iouring.choose(root, BINARY, kernel.version()) if left_open else ""
-    found = firmware.find(root, guest.machine.type) if guest.machine.firmware == "uefi" else ("", "")
-    return Backing(held, aio, *found)
+    return Backing(held, aio, *_firmware(root, guest))
+
+
+def _firmware(root: str, guest: Guest) -> tuple[str, str]:
+    """The program, and what the guest's NVRAM begins as. Raises HostError."""
+    if guest.machine.firmware != "uefi":
+        return "", ""
+    from kvmsup.effects import firmware  # only guests with UEFI need it
+
+    return firmware.find(root, guest.machine.type)
 
 
 def _held(root: str, guest: Guest, disk: Disk, early: Callable[[], bool]) -> Iterator[Held]:
@@ -98,7 +96,7 @@ def _look_at_hosts(root: str, about: str, source: File) -> os.stat_result:
     if not os.access(root + source.path, os.R_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     try:
-        descriptor = handover.open_file(source._replace(write=False, direct=False), root)
+        descriptor = opening.open_file(source._replace(write=False, direct=False), root)
     except HostError as error:
         raise HostError(f"{about}: {error.what}", error.hint) from None
     os.close(descriptor)
@@ -123,9 +121,9 @@ def _look_at_own(root: str, guest: Guest, disk: Disk, early: Callable[[], bool])
 
 def _check_kind(about: str, path: str, mode: int) -> None:
     """A path below /dev is a device for the generator, which asks no host, and any other a file."""
-    if stat.S_ISBLK(mode) and not disks.is_device(path):
+    if stat.S_ISBLK(mode) and not hostpaths.is_device(path):
         raise HostError(f"{about}: {path} leads to a block device", "name the device itself, by a path below /dev")
-    if stat.S_ISREG(mode) and disks.is_device(path):
+    if stat.S_ISREG(mode) and hostpaths.is_device(path):
         raise HostError(f"{about}: {path} is a file, not a device", "move it out of /dev")
 
 
@@ -160,7 +158,7 @@ def _check_base(root: str, disk: Disk, early: Callable[[], bool]) -> None:
         raise HostError(f"{key}: {error.what}", error.hint) from None
     finally:
         os.close(descriptor)
-    cloning.check_fits(f"disk.{disk.name}", disk.size, disk.base, size)
+    images.check_fits(f"disk.{disk.name}", disk.size, disk.base, size)
 
 
 def problems(root: str, guest: Guest) -> Iterator[Problem]:
@@ -184,12 +182,11 @@ def problems(root: str, guest: Guest) -> Iterator[Problem]:
             if found and disk.size and not planned.is_plugged(disk):
                 yield from _other_size(root, guest, disk)
     yield from _not_apart(held)
-    if guest.machine.firmware == "uefi":
-        try:
-            firmware.find(root, guest.machine.type)
-        except HostError as error:
-            what = error.what.partition(": ")[2]
-            yield Problem(("machine", "firmware"), what, error.hint, at_key=False, severity="warning")
+    try:
+        _firmware(root, guest)
+    except HostError as error:
+        what = error.what.partition(": ")[2]
+        yield Problem(("machine", "firmware"), what, error.hint, at_key=False, severity="warning")
 
 
 def _not_apart(held: Sequence[Held]) -> Iterator[Problem]:

@@ -8,13 +8,15 @@ import errno
 import fcntl
 import json
 import os
-import subprocess
 import time
 from collections.abc import Iterator
 
-from kvmsup import sizes
 from kvmsup.effects import files, journal, notify
 from kvmsup.errors import HostError
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 QEMU_IMG = "/usr/bin/qemu-img"
 _FULL = os.strerror(errno.ENOSPC)
@@ -75,13 +77,6 @@ def _sync(path: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def check_fits(about: str, size: int, base: str, of_base: int) -> None:
-    """Raises HostError when a disk of `size` bytes has no room for its base: what is at its end would be cut off."""
-    if size and size < of_base:
-        what = f"{about}: size = {sizes.render(size)} is less than {base} has, {sizes.render(of_base)}"
-        raise HostError(what, f'size = "{sizes.render(of_base)}" or more')
 
 
 def _hint(reason: str | None) -> str:
@@ -157,6 +152,8 @@ def _command() -> list[str]:
 
 @contextlib.contextmanager
 def _started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    import subprocess  # images that are there already need none
+
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 
 from kvmsup import sizes
-from kvmsup.effects import cgroup, files, numa_maps
+from kvmsup.effects import cgroup, files
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from kvmsup.plan import pages
@@ -118,11 +118,15 @@ def reserved(root: str, page_size: int, others: Iterable[Claim]) -> int:
 
 
 def _maps(root: str, claim: Claim) -> bool:
+    from kvmsup.effects import numa_maps  # only beside other guests with hugepages
+
     return any(numa_maps.maps_hugepages(root, pid) for pid in cgroup.processes(root, claim))
 
 
 def faulted(root: str, claim: Claim, node: int) -> int:
     """Pages of the claim's size on `node` that the guest's processes have mapped and touched."""
+    from kvmsup.effects import numa_maps
+
     pids = cgroup.processes(root, claim)
     return sum(numa_maps.pages(root, pid, node, claim.page_size) for pid in pids)
 

@@ -8,8 +8,6 @@ the wire format is systemd.io/JOURNAL_NATIVE_PROTOCOL.
 from __future__ import annotations
 
 import os
-import socket
-import struct
 import sys
 
 ERROR, WARNING, NOTICE = 3, 4, 5
@@ -51,6 +49,8 @@ def _log(root: str, unit: str, priority: int, text: str) -> bool:
 
 
 def _send(root: str, fields: dict[str, str]) -> bool:
+    import socket  # most starts and stops have nothing to say
+
     message = b"".join(_field(name, value.encode(errors="backslashreplace")) for name, value in fields.items())
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
@@ -61,4 +61,4 @@ def _send(root: str, fields: dict[str, str]) -> bool:
 
 
 def _field(name: str, value: bytes) -> bytes:
-    return name.encode() + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"
+    return name.encode() + b"\n" + len(value).to_bytes(8, "little") + value + b"\n"

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import socket
 
 
 def tell(**states: str | int) -> None:
@@ -15,6 +14,8 @@ def tell(**states: str | int) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):
         return
+    import socket  # outside a service, and while nobody waits, there is no need of it
+
     message = "\n".join(f"{name}={value}" for name, value in states.items())
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:

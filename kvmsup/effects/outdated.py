@@ -12,7 +12,7 @@ from kvmsup.effects import configs, files, running
 from kvmsup.errors import KvmsupError
 from kvmsup.model import config
 from kvmsup.model.guest import Guest
-from kvmsup.plan import changes, dropin
+from kvmsup.plan import agreed, changes
 from kvmsup.plan.changes import Change
 from kvmsup.plan.paths import BINARY
 from kvmsup.records import NamedTuple
@@ -81,10 +81,10 @@ def loaded(root: str, name: str) -> bool | None:
         if not os.path.isdir(root + _GENERATED):
             return None
         content, host = configs.read_guest(root, name), configs.read_host(root)
-        text = files.read(f"{root}{_GENERATED}/kvm-setup@{name}.service.d/{dropin.NAME}")
+        text = files.read(f"{root}{_GENERATED}/kvm-setup@{name}.service.d/{agreed.NAME}")
     except FileNotFoundError:
         return False
     except (OSError, KvmsupError):
         return None
-    lines = [line for line in text.splitlines() if line.startswith(f"Environment={dropin.LOADED}=")]
-    return bool(lines) and content is not None and lines[-1].endswith(f"={dropin.fingerprint(content, host)}")
+    lines = [line for line in text.splitlines() if line.startswith(f"Environment={agreed.LOADED}=")]
+    return bool(lines) and content is not None and lines[-1].endswith(f"={agreed.fingerprint(content, host)}")

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 
 from kvmsup.effects import files
-from kvmsup.records import NamedTuple
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import signal
 
 # include/linux/sched.h
 _PF_KTHREAD, _PF_NO_SETAFFINITY = 0x00200000, 0x04000000

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 from kvmsup.effects import claims, files
 from kvmsup.errors import HostError
-from kvmsup.model import ready
-from kvmsup.model.ready import Said
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvmsup.model.ready import Said
 
 
 def path(root: str, guest: str) -> str:
@@ -16,17 +18,21 @@ def path(root: str, guest: str) -> str:
 
 def read(root: str, guest: str) -> Said:
     """What `guest` has said since its start; nothing where it has not said a word. Raises HostError."""
+    from kvmsup.model import ready  # each release forgets, and few read
+
     file = path(root, guest)
     try:
         return ready.parse(files.read(file), file)
     except FileNotFoundError:
-        return Said()
+        return ready.Said()
     except OSError as error:
         raise HostError(f"{file}: cannot read: {error.strerror}") from None
 
 
 def write(root: str, guest: str, said: Said) -> None:
     """Keep `said` for `guest`, replacing what it said before. Raises HostError."""
+    from kvmsup.model import ready
+
     files.replace(path(root, guest), ready.render(said))
 
 

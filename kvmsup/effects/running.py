@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 from kvmsup.effects import files
@@ -25,6 +24,8 @@ def path(root: str, guest: str) -> str:
 
 def write(root: str, guest: str, keys: dict[str, Any]) -> None:
     """Write or replace it as one. Raises HostError."""
+    import json  # release only removes
+
     file = path(root, guest)
     try:
         os.makedirs(os.path.dirname(file), 0o755, exist_ok=True)
@@ -35,6 +36,8 @@ def write(root: str, guest: str, keys: dict[str, Any]) -> None:
 
 def read(root: str, guest: str) -> dict[str, Any] | None:
     """The keys with their values; None where they are not known, as of a guest that an older kvmsup started."""
+    import json
+
     try:
         found = json.loads(files.read_bytes(path(root, guest), _MOST))
     except (OSError, ValueError, RecursionError):

@@ -15,9 +15,6 @@ from kvmsup.errors import HostError
 from kvmsup.model.guest import OWN
 from kvmsup.plan import firstboot
 
-PROGRAM = "/usr/bin/xorriso"
-INSTALL = "apt install xorriso"
-
 
 def make(guest: str, credentials: str, path: str) -> None:
     """Write the seed of `guest` to `path`, from what is in the directory `credentials`; what is not is derived.
@@ -51,13 +48,29 @@ def _burn(grafts: list[str], path: str) -> None:
     """cloud-init looks for the label in either case, with Joliet or Rock Ridge for names in lower case."""
     part = f"{path}.part"
     command = [
-        *(PROGRAM, "-no_rc", "-as", "mkisofs", "-quiet", "-V", "CIDATA", "-J", "-R", "-uid", "0", "-gid", "0"),
+        *(
+            firstboot.PROGRAM,
+            "-no_rc",
+            "-as",
+            "mkisofs",
+            "-quiet",
+            "-V",
+            "CIDATA",
+            "-J",
+            "-R",
+            "-uid",
+            "0",
+            "-gid",
+            "0",
+        ),
         *("-file-mode", "0400", "-graft-points", "-o", part, *grafts),
     ]
     try:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     except FileNotFoundError:
-        raise HostError(f"cloud-init's seed cannot be made: there is no {PROGRAM}", INSTALL) from None
+        raise HostError(
+            f"cloud-init's seed cannot be made: there is no {firstboot.PROGRAM}", firstboot.INSTALL
+        ) from None
     if done.returncode != 0:
         with contextlib.suppress(OSError):
             os.unlink(part)

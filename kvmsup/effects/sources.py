@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import stat
 
-from kvmsup.effects import files, seed
+from kvmsup.effects import files
 from kvmsup.errors import HostError
 from kvmsup.model.guest import Guest
 from kvmsup.model.table import Problem
@@ -18,8 +18,10 @@ def check(root: str, guest: Guest) -> None:
 
     Raises HostError with the key in the guest's file.
     """
-    if guest.cloud_init and not os.path.exists(root + seed.PROGRAM):
-        raise HostError(f"cloud-init: its seed is made by xorriso, and there is no {seed.PROGRAM}", seed.INSTALL)
+    if guest.cloud_init and not os.path.exists(root + firstboot.PROGRAM):
+        raise HostError(
+            f"cloud-init: its seed is made by xorriso, and there is no {firstboot.PROGRAM}", firstboot.INSTALL
+        )
     total = 0
     for key, path in firstboot.keys(guest):
         try:

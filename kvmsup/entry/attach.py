@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from kvmsup import cpulist, sizes
-from kvmsup.effects import cgroup, handover, journal, kernel, numa_maps, pin, proc, qmp, threads
+from kvmsup.effects import cgroup, journal, kernel, pin, proc, qmp, threads
 from kvmsup.entry import stopping
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
@@ -116,6 +116,8 @@ def _plug(monitor: qmp.Monitor, plugged: Sequence[plugs.Plug], root: str, claim:
     """Give QEMU its devices before its threads are looked at: some bring threads of their own (vhost)."""
     if not plugged:
         return
+    from kvmsup.effects import handover  # a guest without disks and networks has no need of it
+
     step("attach.plug")
     claim = _with_late_disks(root, claim, plugged)
     for one in plugged:
@@ -168,7 +170,11 @@ def _look_for_hugepages(root: str, pid: int, claim: Claim) -> None:
     QEMU has bound and filled them, so that nobody should ever see this; and the guest has its memory all the same, so
     it may run. Ordinary pages are not looked for: see design.md, section 9.
     """
-    found = numa_maps.of_size(root, pid, claim.page_size) if claim.pages else {}
+    if not claim.pages:
+        return
+    from kvmsup.effects import numa_maps  # for guests with hugepages alone
+
+    found = numa_maps.of_size(root, pid, claim.page_size)
     if found != claim.pages:
         size = sizes.render(claim.page_size)
         told = f"its hugepages of {size} are on {_counted(found)}, claimed are {_counted(claim.pages)}"

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 
 from kvmsup import sizes
-from kvmsup.effects import cloning, headers, journal, seed
+from kvmsup.effects import cloning, headers, journal
 from kvmsup.errors import HostError, KvmsupError
 from kvmsup.plan import firstboot, images, paths
 from kvmsup.plan.images import Image
@@ -34,6 +34,8 @@ def run(environment: Mapping[str, str]) -> None:
     if images.VARIABLE in environment or firstboot.SEED not in environment:
         _make_images(environment)
     if firstboot.SEED in environment:
+        from kvmsup.effects import seed  # most guests have none
+
         name = environment[firstboot.SEED]
         step("create.seed")
         seed.make(name, environment.get("CREDENTIALS_DIRECTORY", ""), paths.seed(name))
@@ -108,7 +110,7 @@ def _clone(directory: str, image: Image) -> None:
     try:
         headers.check(source, image.base, image.base_format)
         size = headers.size(source, image.base, image.base_format)
-        cloning.check_fits(image.about, image.size, image.base, size)
+        images.check_fits(image.about, image.size, image.base, size)
         with cloning.making(directory, image.file) as part:
             if image.format != image.base_format or not cloning.share(source, part):
                 cloning.convert(image.about, image.base, image.base_format, part, image.format)

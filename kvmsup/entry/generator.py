@@ -15,7 +15,7 @@ from kvmsup.effects import configs, files
 from kvmsup.errors import ConfigError, HostError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.guest import NAME_RULE, Host, is_name
-from kvmsup.plan import dropin
+from kvmsup.plan import agreed, dropin
 
 
 def main(arguments: list[str], root: str = "") -> int:
@@ -58,7 +58,7 @@ def convert(name: str, root: str, host: Host, host_content: bytes) -> dict[str, 
     if content is None:
         return {}  # removed since it was listed
     guest = config.read_guest(name, file, content).guest
-    return dropin.render(guest, host, file, dropin.fingerprint(content, host_content))
+    return dropin.render(guest, host, file, agreed.fingerprint(content, host_content))
 
 
 def _write(path: str, text: str) -> None:

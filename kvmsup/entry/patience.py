@@ -7,7 +7,6 @@ Whoever holds it is under a time-out of its own, and the kernel drops the lock w
 from __future__ import annotations
 
 import contextlib
-import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -37,6 +36,8 @@ def lock(root: str, seconds: int, told: Callable[[str], None]) -> Iterator[None]
 @contextlib.contextmanager
 def _asking_for_time(first: Callable[[], None]) -> Iterator[None]:
     """Have systemd put off this unit's end again and again (sd_notify(3)); `first` is called the first time."""
+    import signal  # whoever finds the lock free has no need of it
+
     calls = [first]
 
     def again(_number: int, _frame: FrameType | None) -> None:

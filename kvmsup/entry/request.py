@@ -7,7 +7,7 @@ from kvmsup.effects import configs, sysfs
 from kvmsup.model import config
 from kvmsup.model.guest import Guest, Host, is_name
 from kvmsup.model.topology import Topology
-from kvmsup.plan import dropin
+from kvmsup.plan import agreed
 from kvmsup.records import NamedTuple
 
 
@@ -29,4 +29,4 @@ def requested(name: str, root: str) -> Request | None:
     topology = sysfs.topology(root)
     host = config.read_host(configs.HOST_FILE, host_content, topology)
     guest = config.read_guest(name, configs.guest_file(name), content, topology).guest
-    return Request(guest, host, topology, dropin.fingerprint(content, host_content))
+    return Request(guest, host, topology, agreed.fingerprint(content, host_content))

@@ -12,7 +12,6 @@ import time
 from functools import partial
 
 from kvmsup.effects import (
-    backing,
     cgroup,
     claims,
     configs,
@@ -22,21 +21,18 @@ from kvmsup.effects import (
     kernel,
     kvm,
     ledger,
-    numa_maps,
     readable,
     room,
     running,
-    sources,
     sysfs,
     systemctl,
-    vsock,
 )
 from kvmsup.entry import patience
 from kvmsup.entry.request import Request, requested
 from kvmsup.errors import HostError, KvmsupError
-from kvmsup.model.claim import Claim
+from kvmsup.model.claim import Backing, Claim, Held
 from kvmsup.model.guest import Guest
-from kvmsup.plan import changes, dropin, pages, refusals
+from kvmsup.plan import agreed, changes, pages, refusals
 from kvmsup.plan import placement as placing
 from kvmsup.plan.refusals import Taken
 from kvmsup.steps import step
@@ -63,7 +59,7 @@ def run(name: str, root: str) -> None:
     request = _request(name, root)
     step("setup.host")
     _check_host(request.guest, root)
-    found = backing.find(root, request.guest, _is_early)
+    found = _backing(root, request.guest)
     refusals.check_apart(found.disks)
     deadline = time.monotonic() + PATIENCE_SECONDS
     tell = partial(journal.tell, root, name, journal.NOTICE)
@@ -71,7 +67,7 @@ def run(name: str, root: str) -> None:
     while True:
         try:
             step("setup.lock")
-            with patience.lock(root, dropin.setup_seconds(request.guest), tell):
+            with patience.lock(root, agreed.setup_seconds(request.guest), tell):
                 _take(request, found, root)
                 step("setup.record")
                 return running.write(root, name, changes.flatten(request.guest))
@@ -89,7 +85,7 @@ def _request(name: str, root: str) -> Request:
     found = requested(name, root)
     if found is None:
         raise _no_file(name, root)
-    loaded = os.environ.get(dropin.LOADED)
+    loaded = os.environ.get(agreed.LOADED)
     if loaded != found.loaded:
         file = configs.guest_file(name)
         what = f"{file} was edited since systemd loaded it" if loaded else f"systemd has not loaded {file} yet"
@@ -112,13 +108,35 @@ def _check_host(guest: Guest, root: str) -> None:
     if guest.machine.accel == "kvm":
         kvm.ensure(root)
     if guest.inside.ready:
+        from kvmsup.effects import vsock  # only guests that speak of themselves need it
+
         vsock.ensure(root)
     if guest.placement.core_scheduling:
         kernel.check_core_scheduling()
     for key, path in (("kernel", guest.machine.kernel), ("initrd", guest.machine.initrd)):
         if path:
             readable.check(f"machine.{key}", path, root)
-    sources.check(root, guest)
+    if guest.credentials or guest.cloud_init:
+        from kvmsup.effects import sources
+
+        sources.check(root, guest)
+
+
+def _backing(root: str, guest: Guest) -> Backing:
+    if not guest.disks and guest.machine.firmware == "bios":
+        return Backing((), "", "", "")
+    from kvmsup.effects import backing
+
+    return backing.find(root, guest, _is_early)
+
+
+def _disks(root: str, guest: Guest, found: Backing) -> list[Held]:
+    """What no other guest may write to: the disks that are there, and the bases that create is about to copy."""
+    if not guest.disks:
+        return []
+    from kvmsup.effects import backing
+
+    return [*found.disks, *backing.bases(root, guest)]
 
 
 def _leaving(holders: tuple[str, ...]) -> bool:
@@ -137,7 +155,7 @@ def _is_early() -> bool:
         return True
 
 
-def _take(request: Request, found: backing.Backing, root: str) -> None:
+def _take(request: Request, found: Backing, root: str) -> None:
     """Place, reserve and hold; under the lock."""
     name = request.guest.name
     step("setup.claims")
@@ -145,7 +163,7 @@ def _take(request: Request, found: backing.Backing, root: str) -> None:
     standing = ledger.sweep(root, known, keep=name)
     mine = standing.pop(name, None)
     others = list(standing.values())
-    refusals.check_disks(name, [*found.disks, *backing.bases(root, request.guest)], others)
+    refusals.check_disks(name, _disks(root, request.guest, found), others)
     if mine and mine.held and mine.loaded == request.loaded and _there(root, mine, request, others):
         # A restart: what this guest holds is what it would ask for. Of its disks some may have been made since.
         if (mine.disks, mine.aio, mine.firmware, mine.nvram) != found:
@@ -225,6 +243,8 @@ def _grow(root: str, claim: Claim, node: int, count: int, others: list[Claim]) -
     came = hugepages.grow(root, node, claim.page_size, count) if count * claim.page_size <= free else None
     if came is not None and came >= count:
         return
+    from kvmsup.effects import numa_maps  # tells who has them
+
     users = numa_maps.users(root, node, claim.page_size)
     guests = {pid for other in others for pid in cgroup.processes(root, other)}
     short = pages.Shortfall(

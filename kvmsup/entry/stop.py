@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from kvmsup.effects import agent, journal, proc, qmp, systemctl
+from kvmsup.effects import journal, proc, qmp, systemctl
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.plan.paths import socket
 from kvmsup.steps import step
@@ -91,6 +91,8 @@ def _nobody() -> None:
 
 def _ask_agent(name: str, pid: int, root: str) -> None:
     """Ask the agent, and be content with whatever comes of it: the power button has been pressed."""
+    from kvmsup.effects import agent  # only for guests that have one
+
     try:
         with agent.connected(root, name, pid, _AGENT_SECONDS) as talk:
             agent.shut_down(talk)

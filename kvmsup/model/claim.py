@@ -41,6 +41,15 @@ class Held(NamedTuple):
     on: tuple[str, ...] = ()  # what it lies on: the whole disk of a partition, the file of a loop device
 
 
+class Backing(NamedTuple):
+    """What is behind a guest's disks and firmware: the disks that are there, and what setup chooses; "": nothing."""
+
+    disks: tuple[Held, ...]
+    aio: str
+    firmware: str
+    nvram: str
+
+
 class Claim(NamedTuple):
     """`pages`, `grown`, `before` and `absorbed` count hugepages of `page_size` bytes by host node.
 

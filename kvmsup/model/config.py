@@ -63,8 +63,8 @@ HOST_KEYS = {
 LEAST_MEMORY = 64 << 20
 # QEMU's own limit for q35 with the interrupt controllers of 7.2 (hw/i386/pc_q35.c: max_cpus), raised later.
 MOST_VCPUS = 4096
-_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_FEATURE = re.compile(r"[+-][A-Za-z0-9][A-Za-z0-9_.-]*")
+_WORD = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
+_FEATURE = r"[+-][A-Za-z0-9][A-Za-z0-9_.-]*"
 _ALIAS = ("q35", "pc")
 
 
@@ -166,7 +166,7 @@ def _machine(table: Table) -> Machine:
 
 def _word(table: Table, key: str, default: str) -> str:
     value = table.text(key, default)
-    if not _WORD.fullmatch(value):
+    if not re.fullmatch(_WORD, value):
         table.note(key, f'"{value}" is not a name', "letters, digits, and inside also . _ and -")
         return default
     return value
@@ -197,7 +197,7 @@ def _features(table: Table) -> tuple[str, ...]:
         path = (*table.path, "features", index)
         if feature not in features:
             continue  # no string, which has been noted
-        if not _FEATURE.fullmatch(feature):
+        if not re.fullmatch(_FEATURE, feature):
             what = f'"{feature}" is not + or - and a feature'
             table.document.note(path, what, 'features = ["+pdpe1gb", "-svm"]')
             continue

@@ -16,9 +16,9 @@ FORMATS = ("raw", "qcow2")
 NONE, WRITEBACK, UNSAFE = CACHES = ("none", "writeback", "unsafe")
 AIOS = ("io_uring", "native", "threads")
 NAME_RULE = "a lower-case letter, then up to 14 lower-case letters, digits and dashes"
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,14}")
+_NAME = r"[a-z][a-z0-9-]{0,14}"
 # In the guest's own directory, where a longer name could not have our ending while it is made.
-_OWN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
+_OWN = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}"
 _NVRAM = "nvram.fd"
 _SECTOR = 512
 # On PCIe there are 8 ports in each of 10 slots, and 6 buses of the AHCI; else a slot each, and 2 drives on each of 2
@@ -27,21 +27,11 @@ PCIE_ROOM = {BLK: 80, SCSI: 256, CDROM: 6}
 PCI_ROOM = {BLK: 10, SCSI: 256, CDROM: 4}
 
 
-def is_absolute(path: str) -> bool:
-    """Whether a disk at `path` is the host's, rather than in the guest's own directory."""
-    return path.startswith("/")
-
-
-def is_device(path: str) -> bool:
-    """Whether the disk is a block device, by its path alone: the generator asks no host. /dev/shm has files."""
-    return path.startswith("/dev/") and not path.startswith("/dev/shm/")
-
-
 def read(table: Table, keys: tuple[str, ...], iothreads: Sequence[IoThread]) -> tuple[Disk, ...]:
     """The disks of `table`; an iothread that one names must be among `iothreads`."""
     found = []
     for name in table:
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(_NAME, name):
             table.note(name, "not a name for a disk", NAME_RULE, at_key=True)
             continue
         found.append(_disk(table.table(name, keys), name, [one.name for one in iothreads]))
@@ -75,14 +65,14 @@ def _path(table: Table) -> str:
     path = table.text("path", "", '"root.qcow2"')
     if "path" not in table:
         table.note("", "path is missing: where is it?", 'path = "root.qcow2", or an absolute path')
-    elif is_absolute(path):
+    elif hostpaths.is_absolute(path):
         if path.endswith("/"):
             table.note("path", f'"{path}" is a directory', "name a file or a block device")
         elif why := hostpaths.wrong(path):
             table.note("path", *why)
     elif path == _NVRAM:
         table.note("path", f"{_NVRAM} is what the guest's firmware keeps", "another name")
-    elif not _OWN.fullmatch(path) and path == table.values["path"]:
+    elif not re.fullmatch(_OWN, path) and path == table.values["path"]:
         rule = "a name of letters, digits and . _ - is an image of the guest's own"
         table.note("path", f'"{path}" is neither a name nor an absolute path', rule)
     return path
@@ -107,11 +97,11 @@ def _made(table: Table, path: str, read_only: bool) -> tuple[int, str]:
     size, base = table.size("size") or 0, table.text("base", "", '"/srv/debian13.qcow2"')
     if base and (why := hostpaths.wrong(base)):
         table.note("base", *why)
-    elif is_device(base):
+    elif hostpaths.is_device(base):
         what = f'"{base}" is a device, and a base is copied by the guest\'s own user, who may open none'
         table.note("base", what, f"qemu-img convert -O qcow2 {base} /srv/base.qcow2 makes a file of it")
     for key in ("size", "base"):
-        if key in table and is_absolute(path):
+        if key in table and hostpaths.is_absolute(path):
             what = "what an absolute path names is used as it is, and neither made nor resized"
             table.note(key, what, "leave it out, or make the image the guest's own with a relative path", at_key=True)
     if size % _SECTOR:

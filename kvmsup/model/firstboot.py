@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # "opt/io.systemd.credentials/" takes 27 of them.
 _MOST = 28
 # Narrower than systemd, which takes all of ASCII that can be seen but ":" and "/" (src/shared/creds-util.c).
-_NAME = re.compile(r"[A-Za-z0-9_@+=-][A-Za-z0-9._@+=-]*")
+_NAME = r"[A-Za-z0-9_@+=-][A-Za-z0-9._@+=-]*"
 NOTIFY = "vmm.notify_socket"
 
 
@@ -51,7 +51,7 @@ def _leaves(values: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[
 
 
 def _wrong_name(name: str) -> tuple[str, str] | None:
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(_NAME, name):
         return "not a name for a credential", "letters, digits, _ - @ + = and, not in front, dots"
     if len(name) > _MOST:
         return f"has {len(name)} characters", f"QEMU can hand over names of {_MOST} at the most"

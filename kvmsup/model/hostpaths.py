@@ -21,3 +21,13 @@ def wrong(path: str) -> tuple[str, str] | None:
         what = f'"{path}" is in a guest\'s own directory, where links may lead root anywhere'
         return what, "put it where only root can write"
     return None
+
+
+def is_absolute(path: str) -> bool:
+    """Whether a disk at `path` is the host's, rather than in the guest's own directory."""
+    return path.startswith("/")
+
+
+def is_device(path: str) -> bool:
+    """Whether the disk is a block device, by its path alone: the generator asks no host. /dev/shm has files."""
+    return path.startswith("/dev/") and not path.startswith("/dev/shm/")

@@ -9,7 +9,7 @@ from kvmsup.model.guest import Inside
 from kvmsup.model.table import Table
 
 # In a claim, so lower-case (kvmsup.model.claim). systemd tells its host of targets alone.
-_TARGET = re.compile(r"unit:([a-z0-9][a-z0-9-]{0,60}\.target)")
+_TARGET = r"unit:([a-z0-9][a-z0-9-]{0,60}\.target)"
 
 
 def read(table: Table) -> Inside:
@@ -21,10 +21,10 @@ def _ready(table: Table) -> str:
     value = table.values.get("ready", False)
     if not isinstance(value, str):
         return "yes" if table.boolean("ready", False) else ""
-    if found := _TARGET.fullmatch(value):
+    if found := re.fullmatch(_TARGET, value):
         return found[1]
     hint = 'true, or "unit:NAME.target"'
-    if _TARGET.fullmatch(f"unit:{value}"):
+    if re.fullmatch(_TARGET, f"unit:{value}"):
         hint = f'"unit:{value}"'
     elif value.startswith("unit:"):
         hint = 'a guest tells of its targets only, such as "unit:multi-user.target"'

@@ -18,10 +18,10 @@ PCIE_ROOM, PCI_ROOM = 32, 4
 # include/uapi/linux/if.h: IFNAMSIZ, with the zero at the end.
 LONGEST_LINK = 15
 NAME_RULE = "a lower-case letter, then up to 14 lower-case letters, digits and dashes"
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,14}")
+_NAME = r"[a-z][a-z0-9-]{0,14}"
 # Less than the kernel allows (dev_valid_name): it goes into units and claims as it is.
-_LINK = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{LONGEST_LINK - 1}}}")
-_MAC = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}")
+_LINK = rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{LONGEST_LINK - 1}}}"
+_MAC = r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}"
 _EXAMPLES = {BRIDGE: '"br0"', MACVTAP: '"eth0"', TAP: '"tap0"'}
 _DIGITS = "0123456789abcdefghijklmnopqrstuv"
 # The first byte of a tap's own address (effects/taps.py).
@@ -47,7 +47,7 @@ def read(table: Table, keys: tuple[str, ...], guest: str, cpu: Cpu, *, pcie: boo
 
 def _nets(table: Table, keys: tuple[str, ...], guest: str, cpu: Cpu) -> Iterator[Net]:
     for name in table:
-        if not _NAME.fullmatch(name):
+        if not re.fullmatch(_NAME, name):
             table.note(name, "not a name for a network interface", NAME_RULE, at_key=True)
             continue
         one = table.table(name, keys)
@@ -81,7 +81,7 @@ def _backing(table: Table) -> _Backing:
 def _over(table: Table, kind: str) -> str:
     """The name of the host's interface."""
     name = table.text(kind, "", _EXAMPLES[kind])
-    if not _LINK.fullmatch(name) and kind in table:
+    if not re.fullmatch(_LINK, name) and kind in table:
         rule = f"up to {LONGEST_LINK} letters, digits, and . _ - inside; ip link shows those there are"
         table.note(kind, f'"{name}" is not a name of a network interface', rule)
         return ""
@@ -95,7 +95,7 @@ def _mac(table: Table, guest: str, name: str) -> str:
         if table.values.get("mac") == "":
             table.note("mac", "is empty", "leave it out for one that derives from the names")
         return derived_mac(guest, name)
-    if not _MAC.fullmatch(text):
+    if not re.fullmatch(_MAC, text):
         table.note("mac", f'"{text}" is not a MAC address', 'six bytes in hexadecimal: mac = "52:54:00:12:34:56"')
         return derived_mac(guest, name)
     mac = text.lower()

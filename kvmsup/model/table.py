@@ -6,16 +6,20 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
 
 from kvmsup import cpulist, sizes
 from kvmsup.errors import ConfigError, Diagnostic
-from kvmsup.records import NamedTuple
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any, TypeVar
+
+    Parsed = TypeVar("Parsed")
 
 Path = tuple[str | int, ...]
-Parsed = TypeVar("Parsed")
-_BARE = re.compile(r"[A-Za-z0-9_-]+")
-_ALMOST_SIZE = re.compile(r"([0-9]{1,15}) *([KMGT])(?:i?B)?", re.IGNORECASE)
+# Patterns are strings here and in the other parts of a TOML: re compiles those that a file has need of, once.
+_BARE = r"[A-Za-z0-9_-]+"
+_ALMOST_SIZE = r"([0-9]{1,15}) *([KMGT])(?:i?B)?"
 
 
 class Problem(NamedTuple):
@@ -111,7 +115,7 @@ def dotted(path: Path) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            key = part if _BARE.fullmatch(part) else ascii(part) if not part.isprintable() else f'"{part}"'
+            key = part if re.fullmatch(_BARE, part) else ascii(part) if not part.isprintable() else f'"{part}"'
             text += f".{key}" if text else key
     return text
 
@@ -279,7 +283,7 @@ def _no_hint(_: str) -> str:
 
 
 def _size_hint(text: str) -> str:
-    if near := _ALMOST_SIZE.fullmatch(text):
+    if near := re.fullmatch(_ALMOST_SIZE, text, re.IGNORECASE):
         written = f"{near[1]}{near[2].upper()}"
     elif text.isascii() and text.isdigit() and len(text) <= 15:
         written = f"{text}{'G' if len(text) < 4 else 'M'}"

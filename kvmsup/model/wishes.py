@@ -13,8 +13,8 @@ from kvmsup.model.topology import Topology
 
 # "IO NAME" is the thread's name, of which the kernel keeps 15 characters (TASK_COMM_LEN).
 # Names that memory backends, and what fills them, have are not free (plan/qemu.py).
-_IOTHREAD = re.compile(r"(?!(mem|fill)[0-9])[a-z][a-z0-9-]{0,11}")
-_SCHEDULER = re.compile(r"(fifo|rr):([1-9][0-9]?)")
+_IOTHREAD = r"(?!(mem|fill)[0-9])[a-z][a-z0-9-]{0,11}"
+_SCHEDULER = r"(fifo|rr):([1-9][0-9]?)"
 
 
 def read(table: Table, cpu: Cpu, topology: Topology | None) -> Wishes:
@@ -52,7 +52,7 @@ def read_iothreads(table: Table, keys: tuple[str, ...], topology: Topology | Non
     """The [iothread.NAME] tables, by name."""
     found = []
     for name in sorted(table):
-        if not _IOTHREAD.fullmatch(name):
+        if not re.fullmatch(_IOTHREAD, name):
             rule = "a lower-case letter, then up to 11 lower-case letters, digits and dashes; mem0 and fill0 are taken"
             table.note(name, "not a name for an iothread", rule, at_key=True)
             continue
@@ -69,7 +69,7 @@ def _scheduler(table: Table) -> Scheduler | None:
     text = table.text("scheduler", "", '"fifo:10"')
     if not text:
         return None
-    valid = _SCHEDULER.fullmatch(text)
+    valid = re.fullmatch(_SCHEDULER, text)
     if not valid:
         table.note("scheduler", f'"{text}" is not a policy and its priority', '"fifo:10" or "rr:10", from 1 to 99')
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kvmsup.model import disks
+from kvmsup.model import disks, hostpaths
 from kvmsup.model.disks import BLK, CDROM, SCSI
 from kvmsup.model.guest import Disk, Guest
 from kvmsup.plan import images, paths, ports, unitfile
@@ -33,12 +33,12 @@ def id_of(disk: Disk) -> str:
 
 def path(guest: str, disk: Disk) -> str:
     """Where the image is on the host."""
-    return disk.path if disks.is_absolute(disk.path) else f"{paths.STATE}/{guest}/{disk.path}"
+    return disk.path if hostpaths.is_absolute(disk.path) else f"{paths.STATE}/{guest}/{disk.path}"
 
 
 def is_plugged(disk: Disk) -> bool:
     """Whether attach hands it over."""
-    return disks.is_absolute(disk.path)
+    return hostpaths.is_absolute(disk.path)
 
 
 def boot_order(guest: Guest) -> dict[str, int]:
@@ -107,7 +107,7 @@ def plugs(guest: Guest) -> Iterator[Plug]:
     """What attach opens and plugs in: in the order of the file, as guests number their disks by it."""
     for number, disk in enumerate(guest.disks):
         if is_plugged(disk):
-            driver = "host_device" if disks.is_device(disk.path) else "file"
+            driver = "host_device" if hostpaths.is_device(disk.path) else "file"
             file = {"driver": driver, "filename": f"/dev/fdset/{number}"}
             add = Command("blockdev-add", node(disk, file, disk.aio or CHOSEN_AIO))
             source = File(disk.path, not disk.read_only, number, disk.format, disk.cache == disks.NONE)
@@ -156,8 +156,8 @@ def firmware(guest: Guest) -> Iterator[Properties]:
 def dependencies(guest: Guest) -> list[str]:
     """For [Unit]: mounts and devices that systemd waits for. A device that never comes is told of by attach."""
     hosts = [disk.path for disk in guest.disks if is_plugged(disk)] + [disk.base for disk in guest.disks if disk.base]
-    paths = [unitfile.path(one) for one in dict.fromkeys(hosts) if not disks.is_device(one)]
-    units = [f"{unitfile.path_unit(one)}.device" for one in dict.fromkeys(hosts) if disks.is_device(one)]
+    paths = [unitfile.path(one) for one in dict.fromkeys(hosts) if not hostpaths.is_device(one)]
+    units = [f"{unitfile.path_unit(one)}.device" for one in dict.fromkeys(hosts) if hostpaths.is_device(one)]
     lines = [f"RequiresMountsFor={' '.join(paths)}"] if paths else []
     return lines + [f"{key}={' '.join(units)}" for key in ("Wants", "After") if units]
 
@@ -168,7 +168,7 @@ def directives(guest: Guest) -> list[str]:
     lines = [
         f"DeviceAllow={unitfile.path(one)} {'r' if disk.read_only else 'rw'}"
         for one, disk in devices.items()
-        if is_plugged(disk) and disks.is_device(one)
+        if is_plugged(disk) and hostpaths.is_device(one)
     ]
     made = [*images.of(guest)]
     if made or guest.machine.firmware == "uefi":

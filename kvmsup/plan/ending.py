@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import re
-
 from kvmsup.records import NamedTuple
 
 # What QEMU traces when it is about to end, and two of its causes (qapi/run-state.json, ShutdownCause).
-_TRACED = re.compile(r"qemu_system_shutdown_request reason=([0-9]{1,3})\b")
+_TRACED = "qemu_system_shutdown_request reason="
 _GUEST_SHUTDOWN, _GUEST_PANIC = 6, 8
 
 
@@ -21,8 +19,8 @@ class Told(NamedTuple):
 
 def cause(traced: str) -> int | None:
     """The last cause in what QEMU has `traced`; None where there is none, as after a kill -9."""
-    found = _TRACED.findall(traced)
-    return int(found[-1]) if found else None
+    words = traced.rpartition(_TRACED)[2].split() if _TRACED in traced else []
+    return int(words[0]) if words and words[0].isdecimal() and len(words[0]) <= 3 else None
 
 
 def told(result: str, why: int | None) -> Told | None:

@@ -13,6 +13,9 @@ from kvmsup.records import NamedTuple
 
 # Set for create, where it shall make a seed: the guest's name.
 SEED = "KVMSUP_SEED"
+# What makes the seed.
+PROGRAM = "/usr/bin/xorriso"
+INSTALL = "apt install xorriso"
 # What a guest's systemd imports (systemd(1), "System credentials"; docs/specs/fw_cfg.rst of QEMU).
 _ITEM = "opt/io.systemd.credentials/"
 # All of a unit's credentials together, names included (src/shared/creds-util.h, CREDENTIALS_TOTAL_SIZE_MAX).

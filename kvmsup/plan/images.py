@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
+from kvmsup import sizes
 from kvmsup.errors import HostError
-from kvmsup.model import disks
+from kvmsup.model import hostpaths
 from kvmsup.model.guest import Guest
 from kvmsup.records import NamedTuple
 
@@ -32,7 +33,7 @@ class Image(NamedTuple):
 def of(guest: Guest) -> Iterator[Image]:
     """The images of `guest`."""
     for disk in guest.disks:
-        if not disks.is_absolute(disk.path):
+        if not hostpaths.is_absolute(disk.path):
             yield Image(f"disk.{disk.name}", disk.path, disk.format, disk.size, disk.base, disk.base_format)
 
 
@@ -48,3 +49,10 @@ def parse(text: str) -> tuple[Image, ...]:
     except (TypeError, ValueError, RecursionError) as error:
         what = f"{VARIABLE} is not as the generator writes it: {error!r}"
         raise HostError(what, "systemctl daemon-reload") from None
+
+
+def check_fits(about: str, size: int, base: str, of_base: int) -> None:
+    """Raises HostError when a disk of `size` bytes has no room for its base: what is at its end would be cut off."""
+    if size and size < of_base:
+        what = f"{about}: size = {sizes.render(size)} is less than {base} has, {sizes.render(of_base)}"
+        raise HostError(what, f'size = "{sizes.render(of_base)}" or more')

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvmsup.model import config
-from kvmsup.plan import dropin, paths, qemu
+from kvmsup.plan import agreed, dropin, paths, qemu
 from kvmsup.plan.unitfile import Variable, Word
 from tests.golden import CASES, tree
 from tests.unit import real_systemd, systemd_syntax
@@ -90,5 +90,5 @@ def test_systemd_reads_the_very_command_line(case: Path) -> None:
 
 def test_patience_grows_from_what_the_units_have() -> None:
     """The generated TimeoutStartSec= is the packaged one and something on top."""
-    for unit, seconds in (("kvm@", dropin._START_SECONDS), ("kvm-setup@", dropin._SETUP_SECONDS)):
+    for unit, seconds in (("kvm@", dropin._START_SECONDS), ("kvm-setup@", agreed.SETUP_SECONDS)):
         assert f"\nTimeoutStartSec={seconds}\n" in (Path(__file__).parents[2] / f"units/{unit}.service").read_text()

@@ -23,7 +23,7 @@ from kvmsup.entry.resident.threads import Threads
 from kvmsup.errors import ConfigError, HostError, KvmsupError, QmpError
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
-from kvmsup.plan import changes, dropin, paths, qemu
+from kvmsup.plan import agreed, changes, paths, qemu
 from kvmsup.plan.unitfile import Part, Variable
 from kvmsup.steps import STEPS
 from tests.unit import fake_qemu, trees
@@ -92,7 +92,7 @@ class Guest:
 
     @property
     def loaded(self) -> str:
-        return dropin.fingerprint(configs.read_guest(self.root, "web") or b"", configs.read_host(self.root))
+        return agreed.fingerprint(configs.read_guest(self.root, "web") or b"", configs.read_host(self.root))
 
     def write(self, text: str) -> None:
         trees.write(self.root, "/etc/kvmsup/web.toml", text)

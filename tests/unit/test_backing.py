@@ -16,7 +16,7 @@ from kvmsup.effects import backing, firmware, handover, identity, iouring
 from kvmsup.errors import HostError, Refusal
 from kvmsup.model import claim as claim_text
 from kvmsup.model import config, hostpaths
-from kvmsup.model.claim import Held
+from kvmsup.model.claim import Backing, Held
 from kvmsup.model.guest import Guest
 from kvmsup.plan import disks as planned
 from kvmsup.plan import paths, refusals
@@ -36,7 +36,7 @@ def disk(path: str, more: str = "", format: str = "raw") -> str:
     return f'[disk.root]\npath = "{path}"\nformat = "{format}"\n{more}\n'
 
 
-def found(root: Path, text: str, *, early: bool = False) -> backing.Backing:
+def found(root: Path, text: str, *, early: bool = False) -> Backing:
     return backing.find(str(root), guest(text), lambda: early)
 
 

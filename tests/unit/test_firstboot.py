@@ -123,7 +123,7 @@ def root_with(tmp_path: Path, **files: bytes) -> str:
     for name, content in {"k": b"secret", "u": b"#cloud-config\n", "n": b"", **files}.items():
         (tmp_path / name).write_bytes(content)
     (tmp_path / "usr/bin").mkdir(parents=True)
-    (tmp_path / seed.PROGRAM[1:]).touch()
+    (tmp_path / firstboot.PROGRAM[1:]).touch()
     return str(tmp_path)
 
 
@@ -188,7 +188,7 @@ def test_user_data_that_would_be_passed_over(tmp_path: Path, content: bytes, kno
 
 def extracted(image: Path, tmp_path: Path) -> dict[str, str]:
     out = tmp_path / "out"
-    command = [seed.PROGRAM, "-no_rc", "-osirrox", "on", "-indev", str(image), "-extract", "/", str(out)]
+    command = [firstboot.PROGRAM, "-no_rc", "-osirrox", "on", "-indev", str(image), "-extract", "/", str(out)]
     subprocess.run(command, check=True, capture_output=True)
     subprocess.run(["chmod", "-R", "u+rwX", str(out)], check=True)
     return {path.name: path.read_text() for path in sorted(out.iterdir())}

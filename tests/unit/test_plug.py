@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmsup.effects import claims, handover, headers, identity
+from kvmsup.effects import claims, handover, headers, identity, opening
 from kvmsup.entry import attach, latecomers
 from kvmsup.errors import HostError, QmpError, Refusal
 from kvmsup.model import disks
@@ -185,7 +185,7 @@ def qcow2(directory: Path, *options: str) -> Path:
 @pytest.mark.parametrize("version", ["0.10", "1.1"])
 def test_a_qcow2_header_that_is_sound(tmp_path: Path, version: str) -> None:
     path = qcow2(tmp_path, "-o", f"compat={version}")
-    os.close(handover.open_file(File(str(path), True, 0, "qcow2"), ""))
+    os.close(opening.open_file(File(str(path), True, 0, "qcow2"), ""))
 
 
 def test_a_header_that_leads_elsewhere(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_header_that_leads_elsewhere(tmp_path: Path) -> None:
     secret.write_bytes(bytes(1 << 20))
     path = qcow2(tmp_path, "-b", str(secret), "-F", "raw")
     with pytest.raises(HostError) as caught:
-        handover.open_file(File(str(path), True, 0, "qcow2"), "")
+        opening.open_file(File(str(path), True, 0, "qcow2"), "")
     assert str(caught.value) == (
         f"{path} has a backing file, and what an image names is not opened\n"
         f"  hint: qemu-img convert -O qcow2 {path} NEW.qcow2 makes an image of its own"
@@ -201,7 +201,7 @@ def test_a_header_that_leads_elsewhere(tmp_path: Path) -> None:
     path.unlink()
     path = qcow2(tmp_path, "-o", f"data_file={secret}")
     with pytest.raises(HostError) as caught:
-        handover.open_file(File(str(path), True, 0, "qcow2"), "")
+        opening.open_file(File(str(path), True, 0, "qcow2"), "")
     assert caught.value.what == f"{path} keeps its data in another file, and what an image names is not opened"
 
 
@@ -210,7 +210,7 @@ def test_no_qcow2_at_all(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "image"
     path.write_bytes(content)
     with pytest.raises(HostError) as caught:
-        handover.open_file(File(str(path), True, 0, "qcow2"), "")
+        opening.open_file(File(str(path), True, 0, "qcow2"), "")
     assert str(caught.value) == f'{path} is no qcow2 image\n  hint: format = "raw", if it is a raw one'
 
 
@@ -329,7 +329,7 @@ def test_direct_is_what_qemu_asks_for(tmp_path: Path) -> None:
 
     path = image(tmp_path)
     for direct in (True, False):
-        descriptor = handover.open_file(File(path, True, 0, "raw", direct), "")
+        descriptor = opening.open_file(File(path, True, 0, "raw", direct), "")
         try:
             flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
         finally:
@@ -340,7 +340,7 @@ def test_direct_is_what_qemu_asks_for(tmp_path: Path) -> None:
 def test_a_file_system_without_direct_io() -> None:
     """The kernel's own have none."""
     with pytest.raises(HostError) as caught:
-        handover.open_file(File("/proc/version", False, 0, "raw", True), "")
+        opening.open_file(File("/proc/version", False, 0, "raw", True), "")
     assert str(caught.value) == (
         '/proc/version: its file system cannot go past the host\'s cache\n  hint: cache = "writeback"'
     )

@@ -15,7 +15,7 @@ from kvmsup.entry.request import Request
 from kvmsup.errors import HostError, KvmsupError, Refusal
 from kvmsup.model import config
 from kvmsup.model.claim import Claim, Held
-from kvmsup.plan import dropin
+from kvmsup.plan import agreed
 from kvmsup.steps import STEPS
 from tests.unit import trees
 from tests.unit.hosts import claim, topology
@@ -58,7 +58,7 @@ def root(tmp_path: Path, pools: Pools, fake_systemctl: Systemctl, monkeypatch: p
 def load(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What systemd does at a daemon-reload."""
     content = configs.read_guest(root, "web") or b""
-    monkeypatch.setenv(dropin.LOADED, dropin.fingerprint(content, configs.read_host(root)))
+    monkeypatch.setenv(agreed.LOADED, agreed.fingerprint(content, configs.read_host(root)))
 
 
 def test_setup_and_release(root: str, pools: Pools) -> None:
@@ -201,7 +201,7 @@ def test_edited_since_loaded(root: str, path: str, text: str, said: str, pools: 
 
 
 def test_never_loaded(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(dropin.LOADED)
+    monkeypatch.delenv(agreed.LOADED)
     with pytest.raises(HostError) as caught:
         setup.run("web", root)
     assert str(caught.value) == "systemd has not loaded /etc/kvmsup/web.toml yet\n  hint: systemctl daemon-reload"
@@ -270,7 +270,7 @@ def test_two_that_start_at_once_do_not_take_each_others_pages(
         setup.run("web", root)
     trees.write(root, "/etc/kvmsup/small.toml", WEB.replace("20M", "10M").replace("vcpus = 2", "vcpus = 1"))
     content = Path(f"{root}/etc/kvmsup/small.toml").read_bytes()
-    monkeypatch.setenv(dropin.LOADED, dropin.fingerprint(content, b""))
+    monkeypatch.setenv(agreed.LOADED, agreed.fingerprint(content, b""))
     setup.run("small", root)
     assert claims.read_all(root)["small"].grown == {0: 2}
     assert release.run("web", root) == []
