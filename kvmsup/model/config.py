@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from kvmsup import sizes
-from kvmsup.errors import ConfigError, Diagnostic
+from kvmsup.errors import ConfigError
 from kvmsup.model import cells, disks, firstboot, inside, nets, wishes
 from kvmsup.model.guest import Balloon, Cpu, Guest, Host, Machine, Memory, Screen
 from kvmsup.model.table import Document, Table
@@ -69,13 +69,12 @@ _ALIAS = ("q35", "pc")
 
 
 class Read(NamedTuple):
-    """A guest's file that is sound, with what is legal in it but unwise.
+    """A guest's file that is sound; `document` has noted what is legal in it but unwise.
 
-    What is found later, by asking the host, is noted in `document`, which then places it beside the warnings.
+    What is found later, by asking the host, is noted there too, and then placed beside the warnings.
     """
 
     guest: Guest
-    warnings: tuple[Diagnostic, ...]
     document: Document
 
 
@@ -119,7 +118,8 @@ def read_guest(name: str, file: str, content: bytes, topology: Topology | None =
         credentials=credentials,
         cloud_init=cloud_init,
     )
-    return Read(guest, _warnings_or_raise(document), document)
+    _check_sound(document)
+    return Read(guest, document)
 
 
 def read_host(file: str, content: bytes, topology: Topology | None = None) -> Host:
@@ -134,7 +134,7 @@ def read_host(file: str, content: bytes, topology: Topology | None = None) -> Ho
     if topology and housekeeping:
         wishes.check_on_host(cpu, "housekeeping", housekeeping, topology)
     ksm = top.table("ksm", HOST_KEYS["ksm"]).choice("policy", ("pressure", "always", "never"), "pressure")
-    _warnings_or_raise(document)
+    _check_sound(document)
     return Host(housekeeping, ksm)
 
 
@@ -142,11 +142,10 @@ def _section(top: Table, key: str) -> Table:
     return top.table(key, GUEST_KEYS[key])
 
 
-def _warnings_or_raise(document: Document) -> tuple[Diagnostic, ...]:
-    found = document.diagnostics()
-    if any(diagnostic.severity == "error" for diagnostic in found):
-        raise ConfigError(found)
-    return tuple(found)
+def _check_sound(document: Document) -> None:
+    """Raises ConfigError. Of warnings alone no place is looked for: a start does not tell them."""
+    if any(problem.severity == "error" for problem in document.problems):
+        raise ConfigError(document.diagnostics())
 
 
 def _machine(table: Table) -> Machine:

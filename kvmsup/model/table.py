@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kvmsup import cpulist, sizes
@@ -44,7 +45,7 @@ class Document:
         self.problems: list[Problem] = []
         try:
             # A byte order mark is what some editors leave; tomllib would take it for a part of the first key.
-            self.text = content.decode("utf-8-sig").replace("\r\n", "\n")
+            self.text = content.removeprefix(BOM_UTF8).decode().replace("\r\n", "\n")
         except UnicodeDecodeError as error:
             before = error.object[: error.start].decode()  # without the mark
             line, column = before.count("\n") + 1, len(before) - before.rfind("\n")

@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from kvmsup.plan import agreed
+from tests.unit import trees
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +67,31 @@ def test_imports_nothing_beyond_its_budget(entry: str, allowed: set[str], most: 
     standard, ours = imported(entry)
     assert standard - allowed == set()
     assert len(ours) <= most, sorted(ours)
+
+
+RUN = """
+import importlib, sys
+sys.path.insert(0, sys.argv[1])
+main = importlib.import_module("kvmsup.entry." + sys.argv[2]).main
+before = set(sys.modules)
+assert main("web", sys.argv[3]) == 0
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+def test_a_small_guest_is_started_and_stopped_without_importing_more(tmp_path: Path) -> None:
+    """What is imported where it is needed is not needed then. What runs is written down in JSON."""
+    root, content = str(tmp_path), (ROOT / "tests/golden/01-minimal/etc/kvmsup/web.toml").read_bytes()
+    trees.cpus(root, {number: str(number) for number in range(2)}, {0: "0-1"})
+    for path, text in (("/dev/kvm", ""), ("/etc/kvmsup/web.toml", content.decode().rstrip("\n"))):
+        trees.write(root, path, text)
+    json_alone = {"json", "json.decoder", "json.encoder", "json.scanner", "_json"}
+    for entry, more in (("setup", json_alone), ("release", set())):
+        command = [sys.executable, "-I", "-S", "-c", RUN, str(ROOT), entry, root]
+        environment = os.environ | {agreed.LOADED: agreed.fingerprint(content, b"")}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert set(done.stdout.split()) == more
 
 
 def test_the_position_of_an_error_is_loaded_only_for_an_error() -> None:

@@ -22,7 +22,7 @@ SOUND = b'[machine]\ntype = "pc-q35-7.2"\n[memory]\nsize = "1G"\n'
 def said(content: bytes, topology: Topology | None = None) -> str:
     """Everything found in a guest's file, warnings too."""
     try:
-        return "\n".join(map(str, config.read_guest("web", "web.toml", content, topology).warnings))
+        return "\n".join(map(str, config.read_guest("web", "web.toml", content, topology).document.diagnostics()))
     except ConfigError as error:
         return str(error)
 
