@@ -213,7 +213,8 @@ def _list(path: str) -> frozenset[int]:
 
 def free_memory(root: str, nodes: frozenset[int]) -> dict[int, int]:
     """Bytes by node that are free or hold nothing but caches; what is in hugepage pools is not among them."""
-    return {node: sum(_meminfo(root, node).get(key, 0) for key in _FREE) for node in nodes}
+    told = {node: _meminfo(root, node) for node in nodes}
+    return {node: sum(found.get(key, 0) for key in _FREE) for node, found in told.items()}
 
 
 _FREE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
