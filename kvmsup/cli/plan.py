@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
 from kvmsup.effects import claims, configs, ledger, room, sysfs
-from kvmsup.errors import ConfigError, KvmsupError
+from kvmsup.errors import ConfigError, KvmsupError, visible
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, Host
@@ -118,7 +118,7 @@ def _print(planned: list[Planned]) -> None:
     for one in planned:
         told = [*one.why, *one.refused.splitlines()]
         if told:
-            print(f"\n{one.name}")
+            print(f"\n{visible(one.name)}")
         for line in told:
             print(f"  {line}")
 
