@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 
 from kvmsup.cli import check, plan, show
-from kvmsup.effects import models, qmp
+from kvmsup.cli import list as listing
+from kvmsup.effects import models, observe, outdated, qmp
 from kvmsup.entry import generator
 from kvmsup.errors import ConfigError, Diagnostic, KvmsupError
 from tests.unit import fake_qemu, trees
+from tests.unit.trees import systemctl
+
+__all__ = ["systemctl"]
 
 ODD = "a\x1b[2J\u202e\x07"
 # As os.listdir gives what is not UTF-8.
@@ -49,6 +53,39 @@ def test_files_with_odd_names(verb: str, root: str, capsys: pytest.CaptureFixtur
     told = capsys.readouterr()
     assert "a?[2J??" in told.out + told.err
     assert is_shown(told.out + told.err)
+
+
+def test_a_listing_asks_systemd_for_guests_only(
+    root: str, systemctl: trees.Systemctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "etc/kvmsup/*.toml").write_text("x = 1\n")
+    (tmp_path / "etc/kvmsup/web.toml").write_text('memory.size = "1G"\nnet.lan.user = true\n')
+    log = systemctl({})
+    seen = observe.guests(root)
+    assert [one.name for one in seen] == ["*", ODD, BYTES, "web"]
+    assert log.read_text().split("-- ")[1] == "kvm@web.service\n"
+    monkeypatch.setattr(outdated, "changed", lambda *_: None)
+    rows = [listing.row(one, outdated.configured(root, one.name)) for one in seen]
+    assert [one["sound"] for one in rows] == [False, False, False, True]
+    assert all(map(is_shown, show.table(("GUEST",), [[one["name"]] for one in rows])))
+
+
+def test_a_plan_places_guests_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The addresses of interfaces and of vsock derive from the name, which has to be one."""
+    root = str(tmp_path)
+    trees.cpus(root, {0: "0", 1: "1"}, {0: "0-1"})
+    (tmp_path / "etc/kvmsup").mkdir(parents=True)
+    text = 'memory.size = "1G"\n[machine]\ntype = "pc-q35-7.2"\n[net.lan]\nuser = true\n[guest]\nready = true\n'
+    (tmp_path / f"etc/kvmsup/{BYTES}.toml").write_text(text)
+    assert plan.run(argparse.Namespace(guest="", root=root, json=False)) == 1
+    assert "cannot name a guest" in capsys.readouterr().out
+
+
+def test_a_file_called_dash_is_not_standard_input(tmp_path: Path) -> None:
+    (tmp_path / "etc/kvmsup").mkdir(parents=True)
+    (tmp_path / "etc/kvmsup/-.toml").write_text("x = 1\n")
+    (found,) = check.findings([], str(tmp_path))
+    assert (found.file, found.what) == ("/etc/kvmsup/-.toml", "'-' cannot name a guest")
 
 
 def test_the_generator(root: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
