@@ -7,10 +7,12 @@ A list that is wrong raises: a typo must never become "no CPUs".
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 # Linux's own upper bound, NR_CPUS of the largest distribution kernels; it also bounds what "0-99999999" can cost.
 HIGHEST = 8191
+# How often a list may name every number: each of ten thousand groups could be all of them.
+_MOST_TIMES = 16
 
 
 def parse(text: str) -> frozenset[int]:
@@ -23,12 +25,17 @@ def parse(text: str) -> frozenset[int]:
     if not text.strip():
         return frozenset()
     found: set[int] = set()
+    left = _MOST_TIMES * (HIGHEST + 1)
     for part in text.strip().split(","):
-        found |= _group(part.strip())
+        group = _group(part.strip())
+        left -= len(group)
+        if left < 0:
+            raise ValueError("names the same numbers over and over")
+        found.update(group)
     return frozenset(found)
 
 
-def _group(part: str) -> set[int]:
+def _group(part: str) -> Collection[int]:
     span, colon, pattern = part.partition(":")
     first_text, dash, last_text = span.partition("-")
     first = _number(first_text, part)
@@ -36,12 +43,16 @@ def _group(part: str) -> set[int]:
     if last < first:
         raise ValueError(f"has a range that runs backwards: {part}")
     if not colon:
-        return set(range(first, last + 1))
+        return range(first, last + 1)
     used_text, slash, size_text = pattern.partition("/")
     used, size = _number(used_text, part), _number(size_text, part)
     if not slash or not 0 < used <= size:
         raise ValueError(f"has a pattern that is not first-last:used/size: {part}")
-    return {number for number in range(first, last + 1) if (number - first) % size < used}
+    return range(first, last + 1) if used == size else _pattern(first, last, used, size)
+
+
+def _pattern(first: int, last: int, used: int, size: int) -> list[int]:
+    return [number for start in range(first, last + 1, size) for number in range(start, min(start + used, last + 1))]
 
 
 def _number(text: str, part: str) -> int:

@@ -11,6 +11,13 @@ from collections.abc import Sequence
 from kvmsup.records import NamedTuple
 
 
+def visible(text: str) -> str:
+    """`text` with ? for what a terminal could take for an order; lines and tabs stay. Names of files may hold it."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in "\n\t" else "?" for char in text)
+
+
 class KvmsupError(Exception):
     """A failure told to the user: what happened and, in `hint`, what to do about it."""
 
@@ -20,7 +27,7 @@ class KvmsupError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.what}\n  hint: {self.hint}" if self.hint else self.what
+        return visible(f"{self.what}\n  hint: {self.hint}" if self.hint else self.what)
 
 
 class HostError(KvmsupError):
@@ -62,7 +69,7 @@ class Diagnostic(NamedTuple):
             lines.append(f"  {' ' * len(number)} | {indent}{'^' * self.width}")
         if self.hint:
             lines.append(f"  hint: {self.hint}")
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
 
 class ConfigError(KvmsupError):

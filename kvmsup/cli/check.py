@@ -44,7 +44,10 @@ def findings(guests: list[str], root: str) -> Iterator[Diagnostic]:
     if not guests:
         yield from _attempt(configs.HOST_FILE, partial(_host, root, topology))
     for guest in guests or configs.names(root):
-        yield from _attempt(configs.guest_file(guest), partial(_guest, guest, root, topology))
+        reading = partial(_guest, guest, root, topology)
+        if guests and guest == "-":  # there may be a file of that name
+            reading = partial(_standard_input, root, topology)
+        yield from _attempt(configs.guest_file(guest), reading)
 
 
 def _attempt(file: str, reading: Callable[[], tuple[Diagnostic, ...]]) -> tuple[Diagnostic, ...]:
@@ -61,9 +64,11 @@ def _host(root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:
     return ()
 
 
+def _standard_input(root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:
+    return _placed(config.read_guest("guest", "standard input", sys.stdin.buffer.read(), topology), root)
+
+
 def _guest(name: str, root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:
-    if name == "-":
-        return _placed(config.read_guest("guest", "standard input", sys.stdin.buffer.read(), topology), root)
     file = configs.guest_file(name)
     content = configs.read_guest(root, name)
     if content is None:

@@ -11,10 +11,10 @@ from typing import Any
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
 from kvmsup.effects import claims, configs, ledger, room, sysfs
-from kvmsup.errors import ConfigError, KvmsupError
+from kvmsup.errors import ConfigError, KvmsupError, visible
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
-from kvmsup.model.guest import Guest, Host
+from kvmsup.model.guest import NAME_RULE, Guest, Host, is_name
 from kvmsup.model.topology import Topology
 from kvmsup.plan import placement
 from kvmsup.records import NamedTuple
@@ -83,6 +83,8 @@ def _memory(root: str, name: str) -> int:
 
 def _placed(root: str, name: str, host: Host, topology: Topology, others: list[Claim]) -> Planned:
     file = configs.guest_file(name)
+    if not is_name(name):
+        return Planned(name, "broken file", None, 0, (), f"{file}: {name!r} cannot name a guest\n  hint: {NAME_RULE}")
     content = configs.read_guest(root, name)
     if content is None:
         return Planned(name, "broken file", None, 0, (), f"{file} is gone; it runs until it is stopped")
@@ -117,9 +119,9 @@ def _print(planned: list[Planned]) -> None:
     for line in show.table(_HEADS, [_cells(one) for one in planned]):
         print(line)
     for one in planned:
-        told = [*one.why, *one.refused.splitlines()]
+        told = [*one.why, *visible(one.refused).splitlines()]
         if told:
-            print(f"\n{one.name}")
+            print(f"\n{visible(one.name)}")
         for line in told:
             print(f"  {line}")
 

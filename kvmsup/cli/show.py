@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from kvmsup import cpulist
+from kvmsup.effects import files
 from kvmsup.model.claim import Claim
 from kvmsup.plan.balloon import told
 
@@ -54,8 +55,8 @@ def dimmed(text: str) -> str:
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of aligned columns; an empty cell is a dash."""
-    cells = [list(heads), *([cell or "-" for cell in row] for row in rows)]
+    """Lines of aligned columns; an empty cell is a dash, and what a file's name may hold does not reach a terminal."""
+    cells = [list(heads), *([files.printable(cell) or "-" for cell in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
     lines = []
     for row in cells:

@@ -40,23 +40,28 @@ def catalogue(machine: str, accel: str) -> Catalogue:
         found = monitor.execute("query-cpu-definitions")
         full = _expand(monitor, "max")
         try:
-            known = {str(one["name"]): _model(one) for one in found}
-        except (KeyError, TypeError):
+            known = {model.name: model for model in map(_model, found)}
+        except (AttributeError, KeyError, TypeError):
             raise QmpError("QEMU's list of CPU models is not as its schema says") from None
     return Catalogue(machine, accel, known, frozenset(name for name, value in full.items() if type(value) is bool))
 
 
 def _model(one: dict[str, Any]) -> CpuModel:
-    missing = tuple(dict.fromkeys(map(str, one.get("unavailable-features", ()))))
+    missing = tuple(dict.fromkeys(map(_told, one.get("unavailable-features", ()))))
     deprecated, safe = bool(one.get("deprecated")), bool(one.get("migration-safe"))
-    return CpuModel(str(one["name"]), str(one.get("alias-of", "")), missing, deprecated, safe)
+    return CpuModel(_told(one["name"]), _told(one.get("alias-of", "")), missing, deprecated, safe)
+
+
+def _told(word: object) -> str:
+    """A name as QEMU tells it; this is the program's, but what it says goes to terminals."""
+    return files.printable(str(word)[:100])
 
 
 def _expand(monitor: qmp.Conversation, name: str) -> dict[str, Any]:
     answer = monitor.execute("query-cpu-model-expansion", type="full", model={"name": name})
     try:
-        return dict(answer["model"]["props"])
-    except (KeyError, TypeError, ValueError):
+        return {_told(name): value for name, value in answer["model"]["props"].items()}
+    except (AttributeError, KeyError, TypeError):
         raise QmpError("QEMU's description of a CPU model is not as its schema says") from None
 
 
@@ -98,11 +103,11 @@ def vcpu(monitor: qmp.Conversation) -> Given:
     missing = ask("unavailable-features")
     if not isinstance(missing, list):
         raise QmpError("QEMU's list of a vCPU's features is not as its schema says")
-    kind = str(ask("type")).removesuffix("-x86_64-cpu")
+    kind = _told(ask("type")).removesuffix("-x86_64-cpu")
     return Given(
         kind,
-        tuple(dict.fromkeys(files.printable(str(one)) for one in missing)),
-        str(ask("vendor")),
+        tuple(dict.fromkeys(map(_told, missing))),
+        _told(ask("vendor")),
         ask("topoext") is True,
     )
 

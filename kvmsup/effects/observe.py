@@ -28,6 +28,7 @@ from kvmsup.effects.foreign import Foreign
 from kvmsup.effects.numa_maps import Part
 from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
+from kvmsup.model.guest import is_name
 from kvmsup.plan.duties import Duty
 from kvmsup.plan.models import Running, told
 from kvmsup.plan.paths import socket
@@ -91,7 +92,8 @@ def guests(root: str, names: list[str] | None = None) -> list[Seen]:
     configured = configs.names(root)
     wanted = sorted({*configured, *held}) if names is None else names
     units = {name: f"kvm@{name}.service" for name in wanted}
-    shown = systemctl.show(list(units.values()), _PROPERTIES)
+    # systemctl takes a name such as * for a pattern, and fails for all of them over one that can be no unit's.
+    shown = systemctl.show([unit for name, unit in units.items() if is_name(name)], _PROPERTIES)
     return [_seen(name, shown.get(unit, {}), held.get(name), name in configured) for name, unit in units.items()]
 
 

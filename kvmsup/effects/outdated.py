@@ -11,7 +11,7 @@ import subprocess
 from kvmsup.effects import configs, files, running
 from kvmsup.errors import KvmsupError
 from kvmsup.model import config
-from kvmsup.model.guest import Guest
+from kvmsup.model.guest import Guest, is_name
 from kvmsup.plan import agreed, changes
 from kvmsup.plan.changes import Change
 from kvmsup.plan.paths import BINARY
@@ -22,9 +22,9 @@ OLDER, ANOTHER = "older", "another"
 
 
 def configured(root: str, name: str) -> Guest | None:
-    """The guest as its file says it, None while that is wrong or gone."""
+    """The guest as its file says it, None while that is wrong or gone, or can be none for its name."""
     try:
-        content = configs.read_guest(root, name)
+        content = configs.read_guest(root, name) if is_name(name) else None
         return config.read_guest(name, configs.guest_file(name), content).guest if content is not None else None
     except KvmsupError:
         return None

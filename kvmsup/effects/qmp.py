@@ -271,6 +271,7 @@ def vcpu_threads(monitor: Conversation) -> dict[int, int]:
 def iothreads(monitor: Conversation) -> dict[str, int]:
     """Host thread ids by the iothread's name. Raises QmpError."""
     try:
-        return {str(one["id"]): int(one["thread-id"]) for one in monitor.execute("query-iothreads")}
+        listed = monitor.execute("query-iothreads")
+        return {files.printable(str(one["id"])[:80]): int(one["thread-id"]) for one in listed}
     except (KeyError, TypeError, ValueError, OverflowError):
         raise QmpError("QEMU's list of iothreads is not as its schema says") from None

@@ -17,6 +17,9 @@ from kvmsup.model import config
 from kvmsup.model.guest import NAME_RULE, Host, is_name
 from kvmsup.plan import agreed, dropin
 
+# Of one file into the kernel's log, which every line there pushes another one out of.
+_MOST_LINES = 20
+
 
 def main(arguments: list[str], root: str = "") -> int:
     """`arguments` are systemd's three directories, of which the first is written to. 0, or 1 when a file was wrong."""
@@ -73,7 +76,8 @@ def tell(error: KvmsupError, root: str) -> None:
     """One line of the kernel's log for each finding: it is what there is at early boot. Standard error without one."""
     found = error.diagnostics if isinstance(error, ConfigError) else ()
     lines = [str(one).splitlines()[0] for one in found if one.severity == "error"] or str(error).splitlines()
-    for line in lines:
+    more = len(lines) - _MOST_LINES
+    for line in [*lines[:_MOST_LINES], *([f"and {more} more findings: kvmsup check"] if more > 0 else ())]:
         # Anything in a file may end up in a message; a line of the kernel's log is printable and bounded.
         printable = files.printable(line)[:800]
         try:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from kvmsup import cpulist, sizes
 from kvmsup.model.guest import Cell, Cpu, Memory
 from kvmsup.model.table import Table
@@ -83,7 +85,7 @@ def _cell(table: Table, number: int, cpu: Cpu, share: int, taken: dict[int, int]
         table.note("", "vcpus is missing: which of the guest's vCPUs are on it?", 'vcpus = "0-3"')
     beyond = frozenset(index for index in vcpus if index >= cpu.maxcpus)
     twice = vcpus & taken.keys()
-    cut = {index for index in vcpus if not vcpus.issuperset(_core(index, cpu.threads))} if not beyond else set()
+    cut = set() if beyond else _parted(vcpus, cpu.threads)
     if beyond:
         last = cpu.maxcpus - 1
         table.note(
@@ -103,6 +105,12 @@ def _cell(table: Table, number: int, cpu: Cpu, share: int, taken: dict[int, int]
         there = cpulist.render(topology.nodes)
         table.note("host-node", f"this host has no node {host_node}", f"its nodes: {there}")
     return Cell(vcpus, share if size is None else size, host_node)
+
+
+def _parted(vcpus: frozenset[int], threads: int) -> set[int]:
+    """Those of `vcpus` whose core is not there as a whole."""
+    there = Counter(index // threads for index in vcpus)
+    return {index for index in vcpus if there[index // threads] < threads}
 
 
 def _core(index: int, threads: int) -> frozenset[int]:

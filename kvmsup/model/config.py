@@ -63,8 +63,10 @@ HOST_KEYS = {
 LEAST_MEMORY = 64 << 20
 # QEMU's own limit for q35 with the interrupt controllers of 7.2 (hw/i386/pc_q35.c: max_cpus), raised later.
 MOST_VCPUS = 4096
+# Some more than QEMU 10 knows; they make one word of an argv, which has 128 KiB at the most (MAX_ARG_STRLEN).
+MOST_FEATURES = 512
 _WORD = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
-_FEATURE = r"[+-][A-Za-z0-9][A-Za-z0-9_.-]*"
+_FEATURE = r"[+-][A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 _ALIAS = ("q35", "pc")
 
 
@@ -192,10 +194,13 @@ def _cpu(table: Table, accel: str) -> Cpu:
 def _features(table: Table) -> tuple[str, ...]:
     features = table.strings("features")
     seen: dict[str, str] = {}
+    sound = frozenset(features)
+    if len(features) > MOST_FEATURES:
+        table.note("features", f"{len(features)} features", f"{MOST_FEATURES} at the most")
     for index, feature in enumerate(table.values["features"] if features else ()):
         path = (*table.path, "features", index)
-        if feature not in features:
-            continue  # no string, which has been noted
+        if not isinstance(feature, str) or feature not in sound:
+            continue  # which has been noted
         if not re.fullmatch(_FEATURE, feature):
             what = f'"{feature}" is not + or - and a feature'
             table.document.note(path, what, 'features = ["+pdpe1gb", "-svm"]')

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from kvmsup import sizes
 from kvmsup.model import hostpaths
@@ -30,16 +30,17 @@ PCI_ROOM = {BLK: 10, SCSI: 256, CDROM: 4}
 def read(table: Table, keys: tuple[str, ...], iothreads: Sequence[IoThread]) -> tuple[Disk, ...]:
     """The disks of `table`; an iothread that one names must be among `iothreads`."""
     found = []
+    there = dict.fromkeys(one.name for one in iothreads)
     for name in table:
         if not re.fullmatch(_NAME, name):
             table.note(name, "not a name for a disk", NAME_RULE, at_key=True)
             continue
-        found.append(_disk(table.table(name, keys), name, [one.name for one in iothreads]))
+        found.append(_disk(table.table(name, keys), name, there))
     _check_apart(table, found)
     return tuple(found)
 
 
-def _disk(table: Table, name: str, iothreads: Sequence[str]) -> Disk:
+def _disk(table: Table, name: str, iothreads: Collection[str]) -> Disk:
     bus = table.choice("bus", BUSES, BLK)
     path, format = _path(table), _format(table)
     read_only = _read_only(table, bus)
@@ -51,7 +52,7 @@ def _disk(table: Table, name: str, iothreads: Sequence[str]) -> Disk:
     if iothread and bus == CDROM:
         table.note("iothread", "a CD-ROM drive has none", "leave it out", at_key=True)
     elif iothread and iothread not in iothreads:
-        there = f"known here: {', '.join(iothreads)}" if iothreads else f"[iothread.{iothread}] makes one"
+        there = f"known here: {', '.join([*iothreads][:20])}" if iothreads else f"[iothread.{iothread}] makes one"
         table.note("iothread", f'there is no iothread "{iothread}"', there)
     cache, aio = _cache(table)
     discard = table.boolean("discard", False)
@@ -68,6 +69,11 @@ def _path(table: Table) -> str:
     elif hostpaths.is_absolute(path):
         if path.endswith("/"):
             table.note("path", f'"{path}" is a directory', "name a file or a block device")
+        elif hostpaths.is_device(path) and " " in path:
+            # systemd-executor, since 255, ends a device's path at its first space, and cannot read what follows
+            # (src/core/execute-serialize.c, exec_cgroup_context_deserialize).
+            what = f'"{path}" has a space, which systemd takes in no device\'s path'
+            table.note("path", what, "another of its links below /dev/disk: udev escapes spaces")
         elif why := hostpaths.wrong(path):
             table.note("path", *why)
     elif path == _NVRAM:

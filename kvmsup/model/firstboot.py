@@ -66,14 +66,19 @@ def wrong_path(path: str) -> tuple[str, str] | None:
     """What is wrong with `path` as a source of LoadCredential=, and the hint; None for a good one.
 
     systemd takes the rest of the line as it is, but without white space at its end, and ignores the whole line where
-    the path has needless parts (src/core/load-fragment.c, config_parse_load_credential).
+    the path has needless parts (src/core/load-fragment.c, config_parse_load_credential). Since 255 it writes path and
+    name down for systemd-executor, with a space between them, and there reads words in which a backslash escapes
+    (src/core/execute-serialize.c): no way to write such a path is right for that and for 252.
     """
     if not path.isprintable():
         return "has a character that cannot be printed", "use one line of printable text"
     if why := hostpaths.wrong(path):
         return why
-    if path != path.rstrip() or len(path.encode()) > 4000:
-        return f'"{path[:60]}" cannot be written into a unit', "a shorter path, and no space at its end"
+    if " " in path or "\\" in path:
+        what = f'"{path[:60]}" has a space or a backslash, which systemd takes in no credential\'s path'
+        return what, "move the file, or make a link to it"
+    if len(path.encode()) > 4000:
+        return f'"{path[:60]}" cannot be written into a unit', "a shorter path"
     return None
 
 

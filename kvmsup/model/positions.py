@@ -24,6 +24,10 @@ _STRING = re.compile(
 _SCALAR = re.compile(r"[^,\]}#\r\n]+")
 
 
+# What of a longer line is shown; a place beyond it is told by its numbers alone.
+_LONGEST_LINE = 300
+
+
 class Place(NamedTuple):
     """Offsets into the text: of a key (or a table's header), and of its value."""
 
@@ -43,11 +47,16 @@ class Spot(NamedTuple):
 
 
 def spot(text: str, start: int, end: int) -> Spot:
-    """The place of text[start:end], cut at the end of its first line; what cannot be printed is a ? in `source`."""
+    """The place of text[start:end], cut at the end of its first line; what cannot be printed is a ? in `source`.
+
+    Of a long line `source` is the beginning, and nothing where the place is not in that.
+    """
     line_start = text.rfind("\n", 0, start) + 1
     line_end = text.find("\n", start)
     line_end = len(text) if line_end < 0 else line_end
-    line = text[line_start:line_end].rstrip("\r")
+    line = text[line_start : min(line_end, line_start + _LONGEST_LINE)].rstrip("\r")
+    if start - line_start > len(line):
+        line = ""
     source = "".join(char if char.isprintable() or char == "\t" else "?" for char in line)
     width = max(1, min(end, line_start + len(source)) - start)
     return Spot(text.count("\n", 0, start) + 1, start - line_start + 1, source, width)

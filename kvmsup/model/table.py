@@ -6,10 +6,12 @@ from __future__ import annotations
 import re
 import tomllib
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kvmsup import cpulist, sizes
 from kvmsup.errors import ConfigError, Diagnostic
+from kvmsup.model import nesting
 from kvmsup.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -21,6 +23,13 @@ Path = tuple[str | int, ...]
 # Patterns are strings here and in the other parts of a TOML: re compiles those that a file has need of, once.
 _BARE = r"[A-Za-z0-9_-]+"
 _ALMOST_SIZE = r"([0-9]{1,15}) *([KMGT])(?:i?B)?"
+# What is told of one section of a file, and what is looked for in all of it: somebody has to read that.
+_MOST_TOLD, _MOST_FOUND = 50, 1000
+_LONGEST_TOLD = 400
+# PATH_MAX, and twice what Linux takes as its command line (arch/x86/include/asm/setup.h, COMMAND_LINE_SIZE).
+_LONGEST_TEXT = 4096
+# The CPUs that all lists of a file name together; 512 vCPUs that may each run on 1024 CPUs are as many.
+_MOST_CPUS = 1 << 19
 
 
 class Problem(NamedTuple):
@@ -43,6 +52,8 @@ class Document:
         """
         self.file = file
         self.problems: list[Problem] = []
+        self.cpus_left = _MOST_CPUS
+        self._found: Counter[tuple[Path, str]] = Counter()
         try:
             # A byte order mark is what some editors leave; tomllib would take it for a part of the first key.
             self.text = content.removeprefix(BOM_UTF8).decode().replace("\r\n", "\n")
@@ -51,17 +62,33 @@ class Document:
             line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
             what = f"not UTF-8: byte 0x{error.object[error.start]:02x}"
             raise ConfigError([Diagnostic(file, line, column, what, "save the file as UTF-8")]) from None
+        self.values: Mapping[str, Any] = self._parsed()
+
+    def _parsed(self) -> dict[str, Any]:
+        file = self.file
+        if line := nesting.crowded(self.text):
+            raise ConfigError([Diagnostic(file, line, 1, f"not read: a key of over {nesting.MOST} parts")])
         try:
-            self.values: Mapping[str, Any] = tomllib.loads(self.text)
+            values = tomllib.loads(self.text)
         except tomllib.TOMLDecodeError as error:
             raise ConfigError([_syntax(file, self.text, str(error))]) from None
         except RecursionError:
             raise ConfigError([Diagnostic(file, 0, 0, "not TOML: nested too deeply")]) from None
         except ValueError:  # of int(), which takes 4300 digits at the most
             raise ConfigError([Diagnostic(file, 0, 0, "not TOML: a number with thousands of digits")]) from None
+        if nesting.is_deep(values):
+            raise ConfigError([Diagnostic(file, 0, 0, f"not read: tables in tables, over {nesting.MOST} deep")])
+        return values
 
     def note(self, path: Path, what: str, hint: str = "", *, at_key: bool = False, severity: str = "error") -> None:
-        self.problems.append(Problem(path, what, hint, at_key, severity))
+        """Keep a finding, or count it where its section has many already. Raises ConfigError when there is no end."""
+        section = path[:1] if len(path) > 1 else ()
+        self._found[section, severity] += 1
+        if self._found[section, severity] <= _MOST_TOLD:
+            self.problems.append(Problem(path, what, hint, at_key, severity))
+        if self._found.total() > _MOST_FOUND:
+            what = f"not read any further after {_MOST_FOUND} findings"
+            raise ConfigError([Diagnostic(self.file, 0, 0, what), *self.diagnostics()])
 
     def diagnostics(self) -> list[Diagnostic]:
         """What was found, with its places in the file, sorted by place."""
@@ -70,15 +97,24 @@ class Document:
         from kvmsup.model import positions
 
         places = positions.places(self.text)
-        return sorted(self._diagnostic(problem, places, positions) for problem in self.problems)
+        problems = [*self.problems, *self._uncounted()]
+        return sorted(self._diagnostic(problem, places, positions) for problem in problems)
+
+    def _uncounted(self) -> Iterator[Problem]:
+        """One for each section that has more than are told."""
+        for (section, severity), count in self._found.items():
+            if count > _MOST_TOLD:
+                what = f"{count} findings like these, of which {_MOST_TOLD} are told"
+                yield Problem(section, what, "", False, severity)
 
     def _diagnostic(self, problem: Problem, places: Mapping[Path, Any], positions: Any) -> Diagnostic:
         path = problem.path
         while path and path not in places:
             path = path[:-1]
-        what = f"{dotted(problem.path)}: {problem.what}" if problem.path else problem.what
+        what = _short(f"{dotted(problem.path)}: {problem.what}" if problem.path else problem.what)
+        hint = _short(problem.hint)
         if not path:
-            return Diagnostic(self.file, 0, 0, what, problem.hint, severity=problem.severity)
+            return Diagnostic(self.file, 0, 0, what, hint, severity=problem.severity)
         place = places[path]
         ends = (place.key, place.key_end) if problem.at_key else (place.value, place.value_end)
         found = positions.spot(self.text, *ends)
@@ -87,11 +123,16 @@ class Document:
             found.line,
             found.column,
             what,
-            problem.hint,
+            hint,
             found.source,
             found.width,
             problem.severity,
         )
+
+
+def _short(text: str) -> str:
+    """`text`, in which a value from the file may be thousands of characters long."""
+    return text if len(text) <= _LONGEST_TOLD else f"{text[:_LONGEST_TOLD]}…"
 
 
 def _syntax(file: str, text: str, said: str) -> Diagnostic:
@@ -123,6 +164,8 @@ def dotted(path: Path) -> str:
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """The one of `known` that `word` most likely means, or ""."""
+    if len(word) > 60:  # nothing is called so
+        return ""
     import difflib
 
     return next(iter(difflib.get_close_matches(word, known, 1)), "")
@@ -198,6 +241,9 @@ class Table:
             what = f"has a character that cannot be printed: U+{ord(bad):04X}"
             self.note(key, what, "use one line of printable text")
             return default
+        if len(value.encode()) > _LONGEST_TEXT:
+            self.note(key, f"has {len(value.encode())} bytes", f"{_LONGEST_TEXT} at the most")
+            return default
         return value
 
     def choice(self, key: str, options: Sequence[str], default: str) -> str:
@@ -223,6 +269,11 @@ class Table:
         found = self._parsed(key, cpulist.parse, example, _no_hint)
         if found is not None and not found:
             self.note(key, "is an empty list", f"leave {key} out, or name at least one: {key} = {example}")
+            return None
+        self.document.cpus_left -= len(found or ())
+        if self.document.cpus_left < 0:
+            what = f"the lists of this file name over {_MOST_CPUS} CPUs together"
+            self.note(key, what, "name a vCPU's own CPUs for it, or leave the choice to kvmsup")
             return None
         return found
 

@@ -73,6 +73,9 @@ def program(behaviour: str) -> Iterator[str]:
 # What QEMU 10.0 under KVM on an emulated AMD host, and QEMU 7.2 emulating, said about some of their models.
 RECORDED = Path(__file__).with_name("cpu_models.json")
 
+# What a terminal would take for one, and far too much of it.
+ORDER = "a\x1b[2J\u202e" * 1000
+
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 0}}, "capabilities": ["oob"]}}
 Reply = dict[str, Any]
 
@@ -333,6 +336,12 @@ BEHAVIOURS: dict[str, Callable[[Qemu], object]] = {
     "vcpus-not-a-list": list_vcpus(lambda _: 3),
     "vcpus-of-strings": list_vcpus(lambda _: ["x"]),
     "vcpus-without-tid": list_vcpus(lambda _: [{"cpu-index": 0}]),
+    "iothread-of-orders": lambda qemu: qemu.serve(
+        lambda command: {"return": [{"id": "a\x1b[2J", "thread-id": 1}]} if command == "query-iothreads" else None
+    ),
+    "models-of-orders": recorded(
+        "10.0", query_cpu_definitions=[{"name": ORDER, "alias-of": ORDER, "unavailable-features": [ORDER, ORDER]}]
+    ),
     "models-10.0": recorded("10.0"),
     "models-7.2": recorded("7.2"),
     "models-not-a-list": recorded("10.0", query_cpu_definitions=3),

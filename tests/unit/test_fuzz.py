@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A few inputs of the long fuzzing, and that it finds what is wrong: python3 -m tests.soak.fuzz is the long mode."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from kvmsup.errors import ConfigError, Diagnostic
+from kvmsup.model import config
+from kvmsup.plan import qemu, unitfile
+from tests.soak import fuzz
+
+
+def test_a_few() -> None:
+    assert fuzz.run(1, 400) == []
+
+
+def test_a_few_through_systemd() -> None:
+    assert fuzz.through_systemd(1, 60) == []
+
+
+def test_the_same_number_is_the_same_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bytes] = []
+    monkeypatch.setattr(config, "read_guest", lambda *asked: seen.append(asked[2]))
+    assert all("AttributeError" in failure.what for failure in fuzz.run(3, 5) + fuzz.run(3, 5))
+    assert seen[:4] == seen[4:]
+    assert len(set(seen[:4])) == 4
+
+
+def broken_quoting(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = dict(unitfile._ESCAPED)
+    del found["%"]
+    monkeypatch.setattr(unitfile, "_ESCAPED", found)
+
+
+def test_quoting_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_quoting(monkeypatch)
+    assert any("a specifier" in failure.what for failure in fuzz.run(1, 400))
+
+
+def test_quoting_that_is_wrong_is_found_by_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_quoting(monkeypatch)
+    assert fuzz.through_systemd(1, 60)
+
+
+def test_a_directive_that_nobody_meant_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unitfile, "text", lambda value: f"{value}\nUser=root")
+    assert "AssertionError" in fuzz.run(1, 20)[0].what
+
+
+def test_a_property_that_nobody_meant_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(head: str, **values: Any) -> list[Any]:
+        return [head, *(f",{name}={value}" for name, value in values.items() if isinstance(value, int | str)), ",x=y"]
+
+    monkeypatch.setattr(qemu, "props", careless)
+    assert "AssertionError" in fuzz.run(1, 20)[0].what
+
+
+def test_what_takes_long_and_what_hangs_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object) -> None:
+        end = time.process_time() + 0.2
+        while time.process_time() < end:
+            pass
+        raise ConfigError([Diagnostic("x", 0, 0, "x")])
+
+    monkeypatch.setattr(config, "read_guest", busy)
+    monkeypatch.setattr(fuzz, "SECONDS", 0.1)
+    assert fuzz.one(1, 1)[0].what.startswith("took 0.2")
+    monkeypatch.setattr(fuzz, "HANGS", 0.05)
+    assert "Hang" in fuzz.one(1, 1)[0].what
