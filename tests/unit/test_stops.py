@@ -113,6 +113,7 @@ def test_a_stop_before_a_program_listens(key: str, status: int, tmp_path: Path) 
     shim.chmod(0o755)
     lines = (units / "kvm@.service").read_text().splitlines()
     line = next(line for line in lines if line.startswith(f"{key}=+")).partition("+")[2]
+    line = line.replace("nsenter --mount=/proc/1/ns/mnt ", "")  # here nothing is hidden, and PID 1 may be anybody's
     held = claim_text.render(claim("web", [str(CPUS[0])] * 2, emulator=str(CPUS[-1])))
     with fake_qemu.running("good") as fake:
         environment = dict(line.split("=", 1) for line in held.splitlines()) | {"MAINPID": str(fake.pid)}
