@@ -21,6 +21,14 @@ def processes(root: str, claim: Claim) -> list[int]:
         return []
 
 
+def has_cpuset(root: str) -> bool:
+    """Whether this host's control groups (version 2) can keep processes off CPUs."""
+    try:
+        return "cpuset" in files.read(f"{root}/sys/fs/cgroup/cgroup.controllers").split()
+    except OSError:
+        return False
+
+
 def check_slice(root: str, pid: int, claim: Claim) -> None:
     """Raises HostError when somebody's drop-in has put the guest, whose QEMU is `pid`, into another slice."""
     try:

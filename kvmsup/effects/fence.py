@@ -10,7 +10,8 @@ import os
 from collections.abc import Collection
 
 from kvmsup import cpulist
-from kvmsup.effects import files, kernel, sysfs, systemctl
+from kvmsup.effects import cgroup, files, kernel, sysfs, systemctl
+from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import slice_of
 
@@ -30,6 +31,13 @@ def settle(root: str, claims: Collection[Claim]) -> None:
             # Clearing the property would leave the old mask in place, so the full one goes first.
             systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(every)}")
             _forget(root, unit)
+
+
+def check(root: str, claims: Collection[Claim]) -> None:
+    """Raises HostError where `claims` ask for a fence that this host cannot have: systemd would say nothing of it."""
+    if len({claim.dedicated for claim in claims}) == 2 and not cgroup.has_cpuset(root):
+        what = "without the cpuset controller shared guests cannot be kept off the CPUs that dedicated ones own"
+        raise HostError(what, "kvmsup host says what is missing; guests of one kind can run meanwhile")
 
 
 def _wanted(every: frozenset[int], claims: Collection[Claim]) -> dict[str, frozenset[int]]:

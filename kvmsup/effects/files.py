@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 
 from kvmsup.errors import HostError
+
+# The end of a file's name while it is not whole.
+PART = ".part"
 
 
 def read(path: str) -> str:
@@ -44,12 +48,21 @@ def write_attribute(path: str, value: str) -> None:
         raise HostError(f"{path}: cannot write {value}: {error.strerror}") from None
 
 
+class NoRoom(HostError):
+    """The file system is full, or whoever writes has had their share of it."""
+
+
+def _cannot_write(path: str, error: OSError) -> HostError:
+    kind = NoRoom if error.errno in (errno.ENOSPC, errno.EDQUOT) else HostError
+    return kind(f"{path}: cannot write: {error.strerror}")
+
+
 def replace(path: str, text: str, mode: int = 0o644) -> None:
     """Write `path` beside itself and rename it over: a reader sees the old text or the new, never a part.
 
-    Raises HostError naming the file and the reason, with nothing of it left behind.
+    Raises HostError naming the file and the reason, NoRoom for that one, with nothing of it left behind.
     """
-    part = f"{path}.{os.getpid()}.part"
+    part = f"{path}.{os.getpid()}{PART}"
     content = text.encode()
     try:
         _write_new(part, content, mode)
@@ -57,7 +70,36 @@ def replace(path: str, text: str, mode: int = 0o644) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             os.unlink(part)
-        raise HostError(f"{path}: cannot write: {error.strerror}") from None
+        raise _cannot_write(path, error) from None
+
+
+def overwrite(path: str, text: str) -> None:
+    """Write over what is at `path`, in the room that it has: for where there is none for a second file.
+
+    One write, of which a reader may see a part; what is left of the old text is line ends until they are cut off.
+    Raises HostError, NoRoom where it needs more.
+    """
+    content = text.encode()
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(descriptor, content.ljust(os.fstat(descriptor).st_size, b"\n"), 0)
+            os.ftruncate(descriptor, len(content))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def sweep_parts(directory: str) -> None:
+    """Remove what a `replace` that was killed has left in `directory`; the caller knows that nobody writes there."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return
+    for name in names:
+        if name.endswith(PART):
+            remove(f"{directory}/{name}")
 
 
 def create(path: str, text: str, mode: int) -> None:
@@ -65,7 +107,7 @@ def create(path: str, text: str, mode: int) -> None:
 
     Raises HostError naming the file and the reason.
     """
-    part = f"{path}.{os.getpid()}.part"
+    part = f"{path}.{os.getpid()}{PART}"
     content = text.encode()
     try:
         _write_new(part, content, mode)

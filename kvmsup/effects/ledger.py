@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from kvmsup import sizes
-from kvmsup.effects import claims, fence, hugepages, ready, running, systemctl
+from kvmsup.effects import claims, fence, files, hugepages, ready, running, systemctl
 from kvmsup.model.claim import Claim
 from kvmsup.steps import step
 
@@ -44,6 +44,8 @@ def sweep(root: str, known: Mapping[str, Claim], keep: str = "") -> dict[str, Cl
     Under the lock a claim that is not held is one whose setup, or release, ended in the middle. It goes at once: what
     it had added to a pool can be told only until somebody else changes that pool. Raises HostError.
     """
+    for directory in ("claims", "running"):
+        files.sweep_parts(f"{root}{claims.RUN}/{directory}")
     others = [guest for guest in known if guest != keep]
     stale = [guest for guest in others if not known[guest].held]
     doubtful = [
@@ -71,7 +73,7 @@ def release(root: str, claim: Claim, others: list[Claim]) -> list[str]:
         totals = {node: hugepages.pool(root, node, claim.page_size).total for node in claim.grown}
         before = {node: totals[node] - count for node, count in claim.grown.items()}
         claim = claim._replace(held=False, before=before)
-        claims.write(root, claim)
+        claims.rewrite(root, claim)
     step("release.pages")
     left = hugepages.give_back(root, claim, others)
     step("release.fence")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 
 from kvmsup import cpulist
@@ -185,9 +186,16 @@ def state(root: str, seen: Seen) -> str | None:
 
 
 def vnc(root: str, seen: Seen) -> str | None:
-    """The path of the socket on which a running guest's screen can be seen; None where it has none."""
+    """The path of the socket on which a running guest's screen can be seen; None where it has none.
+
+    None too for a link: the directory is QEMU's, who could lead root's viewer to another socket by it.
+    """
     path = socket(seen.name, "vnc")
-    return path if seen.pid and os.path.exists(root + path) else None
+    try:
+        is_socket = stat.S_ISSOCK(os.lstat(root + path).st_mode)
+    except OSError:
+        return None
+    return path if seen.pid and is_socket else None
 
 
 def balloon(root: str, seen: Seen) -> dict[str, Any] | None:

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import signal
+from collections.abc import Iterator
 
 from kvmsup.effects import files
-from kvmsup.records import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    import signal
+from kvmsup.records import NamedTuple
 
 # include/linux/sched.h
 _PF_KTHREAD, _PF_NO_SETAFFINITY = 0x00200000, 0x04000000
@@ -57,6 +57,28 @@ def send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         pass
+
+
+@contextlib.contextmanager
+def descriptor(pid: int) -> Iterator[int | None]:
+    """A descriptor of the process, which stays its own whoever has the number later; None when it has ended."""
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:
+        yield None
+        return
+    try:
+        yield process
+    finally:
+        os.close(process)
+
+
+def kill_after(process: int, seconds: float) -> bool:
+    """Kill the process of that descriptor unless it ends within `seconds`; returns whether that had to be."""
+    if select.select([process], [], [], seconds)[0]:
+        return False
+    signal.pidfd_send_signal(process, signal.SIGKILL)
+    return True
 
 
 def has_ended(pid: int, seconds: float = 0) -> bool:

@@ -7,8 +7,9 @@ import os
 import stat
 
 from kvmsup.errors import HostError
+from kvmsup.plan.paths import HIDDEN
 
-# kvm@.service: ProtectHome= and PrivateTmp=.
+# kvm@.service: ProtectHome= and PrivateTmp=. What it hides by TemporaryFileSystem= the drop-in shows (plan/visible).
 _HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")
 
 
@@ -29,9 +30,19 @@ def check(key: str, path: str, root: str) -> None:
     if path.startswith(_HIDDEN):
         what = f"{key}: {path} is hidden from the guest's sandbox"
         raise HostError(what, "move it to /var/lib or /boot")
+    _check_place(key, path, root)
     directory = os.path.dirname(path)
     while directory != "/":
         if not os.stat(root + directory).st_mode & 0o001:
             what = f"{key}: {path} cannot be reached by the guest's own user"
             raise HostError(what, f"chmod o+x {directory}, or move the file")
         directory = os.path.dirname(directory)
+
+
+def _check_place(key: str, path: str, root: str) -> None:
+    """The sandbox shows what the TOML names, and not what a link leads to."""
+    place = os.path.realpath(root + path).removeprefix(os.path.realpath(root) if root else "")
+    if path.startswith(HIDDEN) or not place.startswith((*_HIDDEN, *HIDDEN)):
+        return
+    what = f"{key}: {path} leads to {place}, which is hidden from the guest's sandbox"
+    raise HostError(what, "move it to /var/lib or /boot" if place.startswith(_HIDDEN) else f"name {place} itself")

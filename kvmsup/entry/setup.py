@@ -175,6 +175,7 @@ def _take(request: Request, found: Backing, root: str) -> None:
     if mine:
         ledger.release(root, mine, others)
     claim = placing.claim(request.guest, placement, request.loaded)
+    fence.check(root, [*others, claim])
     _reserve(root, claim._replace(**found._asdict()), others)
 
 

@@ -6,7 +6,8 @@ when the patience is over. A guest that is paused or asleep is made to go on, be
 that will never run again is cut off. An agent in the guest is asked as well, after the button: it costs no time, and
 thaws file systems that are frozen.
 
-When this program has ended, systemd waits for QEMU and kills it: what ends QEMU before is here.
+What ends QEMU is here, to the last: systemd would kill it only when TimeoutStopSec= is over, which a QEMU that was
+taken over can put off again and again where its unit lets it notify (sd_notify(3), EXTEND_TIMEOUT_USEC=).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from kvmsup.steps import step
 _AGAIN_SECONDS = 5.0
 # Of these, for the agent to answer in: it may hang, or not be there at all.
 _AGENT_SECONDS = 1.0
-# What is kept of TimeoutStopSec= for QEMU to quit after the patience, before systemd's SIGKILL.
+# What is kept of TimeoutStopSec= for QEMU to quit after the patience, before it is killed, and then for systemd.
 _QUIT_SECONDS = 10.0
 # TimeoutStopSec= as kvm@.service has it, for when systemd cannot be asked.
 _USUAL_TIMEOUT_SECONDS = 120.0
@@ -41,9 +42,21 @@ def main(name: str, root: str = "") -> int:
 
 
 def end(name: str, pid: int, root: str) -> int:
-    """As `main`, of the guest whose QEMU is `pid`; 1 when it could not be asked and was told to end at once."""
+    """As `main`, of the guest whose QEMU is `pid`; 1 when it could not be asked, or did not end and was killed."""
+    with proc.descriptor(pid) as process:
+        if process is None:
+            return 0
+        patience, to_quit = _spans(name)
+        status = _asked(name, pid, root, patience, to_quit)
+        if proc.kill_after(process, to_quit / 2):
+            journal.say(journal.WARNING, "QEMU did not end when it was told to: it was killed")
+            status = 1
+    return status
+
+
+def _asked(name: str, pid: int, root: str, patience: float, to_quit: float) -> int:
     try:
-        run(name, pid, root, _patience(name), has_agent=os.environ.get("KVMSUP_AGENT") == "yes")
+        run(name, pid, root, patience, to_quit, has_agent=os.environ.get("KVMSUP_AGENT") == "yes")
     except KvmsupError as error:
         journal.say(journal.WARNING, f"the guest could not be asked to power down: {error}: its power is cut")
         proc.send(pid, signal.SIGTERM)
@@ -51,17 +64,25 @@ def end(name: str, pid: int, root: str) -> int:
     return 0
 
 
-def _patience(name: str) -> float:
-    """Seconds to wait for the guest: what the unit's TimeoutStopSec= leaves, which the user may have changed."""
+def _spans(name: str) -> tuple[float, float]:
+    """Seconds to wait for the guest, and then for QEMU to quit: what the unit's TimeoutStopSec= leaves, which the user
+    may have changed.
+    """
     try:
         seconds = systemctl.stop_timeout(f"kvm@{name}.service")
     except HostError:
         seconds = _USUAL_TIMEOUT_SECONDS
-    return max(seconds - 2 * _QUIT_SECONDS, seconds / 2)
+    patience = max(seconds - 2 * _QUIT_SECONDS, seconds / 2)
+    return patience, (seconds - patience) / 2
 
 
-def run(name: str, pid: int, root: str, patience: float, *, has_agent: bool = False) -> None:
-    """Power down, repeated, for `patience` seconds; then quit QEMU. Raises KvmsupError when QEMU does not listen."""
+def run(
+    name: str, pid: int, root: str, patience: float, to_quit: float = _QUIT_SECONDS, *, has_agent: bool = False
+) -> None:
+    """Power down, repeated, for `patience` seconds; then have QEMU quit, for `to_quit`.
+
+    Raises KvmsupError when QEMU does not listen.
+    """
     also = partial(_ask_agent, name, pid, root) if has_agent else _nobody
     deadline = time.monotonic() + patience
     if proc.is_stopped(f"{root}/proc/{pid}"):
@@ -72,17 +93,17 @@ def run(name: str, pid: int, root: str, patience: float, *, has_agent: bool = Fa
         with qmp.Monitor(root + socket(name, "control.qmp"), pid, deadline) as monitor:
             monitor.negotiate()
             if not _power_down(monitor, deadline, also):
-                _cut(monitor)
+                _cut(monitor, to_quit)
     except QmpError:
         if not proc.has_ended(pid):
             raise
 
 
-def _cut(monitor: qmp.Monitor) -> None:
+def _cut(monitor: qmp.Monitor, to_quit: float) -> None:
     step("stop.quit")
-    monitor.deadline = time.monotonic() + _QUIT_SECONDS
+    monitor.deadline = time.monotonic() + to_quit
     monitor.execute("quit")
-    monitor.wait_for_end(_QUIT_SECONDS)
+    monitor.wait_for_end(to_quit)
 
 
 def _nobody() -> None:

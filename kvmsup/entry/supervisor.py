@@ -57,9 +57,7 @@ class Supervisor:
         signals = _signal_pipe()
         bus = systemd.Signals(self.job_finished, self.shaken)
         cpus = udev.CpuEvents()
-        # Whoever holds the lock now has swept, or will.
-        with contextlib.suppress(claims.Busy), claims.lock_now(self.root):
-            ledger.sweep(self.root, claims.read_all(self.root))
+        self._sweep()
         self.take_turns()
         systemd.notify(ready=1)
         self.shaken("start of the supervisor")
@@ -76,6 +74,14 @@ class Supervisor:
                 for event in cpus.dispatch():
                     self.shaken(event)
                 self.take_turns()
+
+    def _sweep(self) -> None:
+        """Whoever holds the lock now has swept, or will. What cannot be given back is nobody else's concern."""
+        try:
+            with contextlib.suppress(claims.Busy), claims.lock_now(self.root):
+                ledger.sweep(self.root, claims.read_all(self.root))
+        except KvmsupError as error:
+            journal.say(journal.WARNING, str(error))
 
     def _again(self, signals: int) -> bool:
         """Whether the signals that came are wishes to look again (SIGHUP), and none to end."""

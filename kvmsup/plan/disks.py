@@ -170,13 +170,12 @@ def directives(guest: Guest) -> list[str]:
         for one, disk in devices.items()
         if is_plugged(disk) and hostpaths.is_device(one)
     ]
-    made = [*images.of(guest)]
-    if made or guest.machine.firmware == "uefi":
+    if images.wanted(guest):
         lines += [
             f"StateDirectory=kvmsup/{guest.name}",
             "StateDirectoryMode=0700",
             # create tells how far it is, and that it is still at work.
             "NotifyAccess=exec",
-            f"Environment={unitfile.assignment(images.VARIABLE, images.render(made))}",
+            f"Environment={unitfile.assignment(images.VARIABLE, images.render(images.of(guest)))}",
         ]
     return lines

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from kvmsup import cpulist
 from kvmsup.model.guest import Guest, Host, slice_of
-from kvmsup.plan import agreed, disks, firstboot, images, nets, paths, plugs, qemu, unitfile
+from kvmsup.plan import agreed, disks, firstboot, images, nets, paths, plugs, qemu, unitfile, visible
 
 # TimeoutStartSec= of kvm@.service, and the bytes that a slow host fills in a second on top of that. An emulated host
 # was seen to fill 600M.
@@ -64,6 +64,7 @@ def _guest(guest: Guest, host: Host, source: str) -> str:
         *nets.directives(guest),
         *_plugged(guest),
         *firstboot.directives(guest),
+        *visible.directives(guest),
         *_created(guest),
         "ExecStart=",
         f"ExecStart={unitfile.command(paths.BINARY, qemu.options(guest))}",
@@ -73,7 +74,7 @@ def _guest(guest: Guest, host: Host, source: str) -> str:
 
 def _created(guest: Guest) -> list[str]:
     """What the guest's own user makes before QEMU starts, for guests that have something of that kind."""
-    if not ([*images.of(guest)] or guest.machine.firmware == "uefi" or guest.cloud_init):
+    if not (images.wanted(guest) or guest.cloud_init):
         return []
     return [f"ExecStartPre=/usr/lib/kvmsup/kvmsup-guest create {guest.name}"]
 
@@ -90,7 +91,8 @@ def _plugged(guest: Guest) -> list[str]:
 
 
 def _limits(guest: Guest, host: Host) -> list[str]:
-    lines = ["DeviceAllow=/dev/vhost-vsock rw"] if guest.inside.ready else []
+    vsock = "/dev/vhost-vsock"
+    lines = [f"DeviceAllow={vsock} rw", f"BindPaths=-{vsock}"] if guest.inside.ready else []
     emulator = guest.placement.emulator or host.housekeeping
     if emulator:
         # Inherited by every thread that QEMU starts; attach pins the vCPU threads elsewhere.

@@ -37,6 +37,11 @@ def of(guest: Guest) -> Iterator[Image]:
             yield Image(f"disk.{disk.name}", disk.path, disk.format, disk.size, disk.base, disk.base_format)
 
 
+def wanted(guest: Guest) -> bool:
+    """Whether `guest` has a directory of its own, for images or for what its UEFI keeps."""
+    return guest.machine.firmware == "uefi" or any(True for _ in of(guest))
+
+
 def render(images: Iterable[Image]) -> str:
     """The images as one line of ASCII."""
     return json.dumps([list(image) for image in images], separators=(",", ":"))

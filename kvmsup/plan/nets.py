@@ -97,6 +97,12 @@ def directives(guest: Guest) -> list[str]:
     if kinds - {nets.USER}:
         lines.append("DeviceAllow=/dev/vhost-net rw")
     if nets.USER in kinds:
-        # QEMU itself opens the guest's connections, from the host's network.
-        lines += ["PrivateNetwork=no", "RestrictAddressFamilies=AF_INET AF_INET6", "IPAddressDeny="]
+        # QEMU itself opens the guest's connections, from the host's network, and has nobody come to it. A systemd
+        # without BPF (Debian 12's) lets it.
+        lines += [
+            "PrivateNetwork=no",
+            "RestrictAddressFamilies=AF_INET AF_INET6",
+            "IPAddressDeny=",
+            "SocketBindDeny=any",
+        ]
     return lines

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmsup.model import config
+from kvmsup.model import config, nets
+from kvmsup.model.guest import Guest
 from kvmsup.plan import agreed, dropin, paths, qemu
 from kvmsup.plan.unitfile import Variable, Word
 from tests.golden import CASES, tree
@@ -68,6 +69,11 @@ def test_systemd_would_say_so(line: str) -> None:
     assert complaints(files, ["kvm@web.service"])
 
 
+def described(case: Path, guest: str) -> Guest:
+    content = (case / f"etc/kvmsup/{guest}.toml").read_bytes()
+    return config.read_guest(guest, f"{guest}.toml", content).guest
+
+
 def literal(word: Word) -> str:
     return "".join(f"${{{part.name}}}" if isinstance(part, Variable) else part for part in word)
 
@@ -77,18 +83,85 @@ def test_systemd_reads_the_very_command_line(case: Path) -> None:
     claimed = ("HOST_NODES", "CELL_0", "CELL_1", "FILL_0", "FILL_1", "AIO", "FIRMWARE")
     names = {name: f"${{{name}}}" for name in (f"KVMSUP_{word}" for word in claimed)}
     for guest in guests(case):
-        content = (case / f"etc/kvmsup/{guest}.toml").read_bytes()
-        asked = config.read_guest(guest, f"{guest}.toml", content).guest
+        asked = described(case, guest)
         unit = f"kvm@{guest}.service"
         dump = real_systemd.load(units(case), unit)
         (argv,) = [argv for argv in real_systemd.command_lines(dump, unit) if "-nodefaults" in argv]
         found = [systemd_syntax.environment(word, names) for word in argv[1:]]
         assert found == [literal(word) for option in qemu.options(asked) for word in option]
-        described = f"KVM guest {guest}" + (f": {asked.description}" if asked.description else "")
-        assert f"\tDescription: {described}\n" in dump
+        shown = f"KVM guest {guest}" + (f": {asked.description}" if asked.description else "")
+        assert f"\tDescription: {shown}\n" in dump
 
 
 def test_patience_grows_from_what_the_units_have() -> None:
     """The generated TimeoutStartSec= is the packaged one and something on top."""
     for unit, seconds in (("kvm@", dropin._START_SECONDS), ("kvm-setup@", agreed.SETUP_SECONDS)):
         assert f"\nTimeoutStartSec={seconds}\n" in (Path(__file__).parents[2] / f"units/{unit}.service").read_text()
+
+
+def test_programs_of_ours_have_the_hosts_mounts() -> None:
+    """+ alone leaves them with what TemporaryFileSystem= hides (seen on 252 and 257)."""
+    lines = (ROOT / "units/kvm@.service").read_text().splitlines()
+    ours = [line for line in lines if "kvmsup-guest" in line]
+    assert len(ours) == 5
+    assert all(
+        "=+" in line and " nsenter --mount=/proc/1/ns/mnt @LIBDIR@/" in f" {line.partition('+')[2]}" for line in ours
+    )
+
+
+# What `systemd-analyze security` may say at most, in tenths.
+_ALONE, _WIRED, _USER, _SUPERVISOR = 5, 8, 12, 30
+
+
+def exposed(files: dict[str, str], unit: str, most: int) -> str:
+    """What systemd-analyze finds wanting where its verdict is worse than `most`; "" for a good one."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    with real_systemd.unit_directory(files) as directory:
+        done = subprocess.run(
+            ["systemd-analyze", "security", "--offline=yes", f"--threshold={most}", "--no-pager", unit],
+            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SYSTEMD_UNIT_PATH": f"{directory}/units:"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert f"Overall exposure level for {unit}" in done.stdout, done.stderr
+    return "".join(line for line in done.stdout.splitlines(True) if "✗" in line) if done.returncode else ""
+
+
+def most_for(guest: Guest) -> int:
+    kinds = {net.kind for net in guest.nets}
+    return _USER if nets.USER in kinds else _WIRED if kinds else _ALONE
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_the_sandbox(case: Path) -> None:
+    for guest in guests(case):
+        assert not exposed(units(case), f"kvm@{guest}.service", most_for(described(case, guest)))
+
+
+def test_the_sandbox_of_the_supervisor() -> None:
+    assert not exposed(units(CASES[0]), "kvmsup.service", _SUPERVISOR)
+    for name in ("kvmsup-listen.service", "kvmsup-reload.service", "kvm-ready@any.service"):
+        assert not exposed(units(CASES[0]), name, 20)
+    assert not exposed(units(CASES[0]), "kvm-setup@any.service", 40)
+
+
+@pytest.mark.parametrize("line", ["PrivateDevices=no", "CapabilityBoundingSet=CAP_SYS_ADMIN", "PrivateNetwork=no"])
+def test_a_worse_sandbox_would_be_seen(line: str) -> None:
+    files = units(CASES[0])
+    files["kvm@web.service.d/60-worse.conf"] = f"[Service]\n{line}\nDevicePolicy=auto\n"
+    assert exposed(files, "kvm@web.service", _ALONE)
+
+
+def test_systemd_shows_the_very_files_and_hides_the_rest() -> None:
+    (case,) = [case for case in CASES if case.name == "33-hidden-files"]
+    dump = real_systemd.load(units(case), "kvm@web.service")
+    lines = [line.strip() for line in dump.splitlines()]
+    asked = described(case, "web")
+    named = [asked.machine.kernel, asked.machine.initrd, "/var/lib/images/debian13.qcow2", "/run/systemd/notify"]
+    assert [line for line in lines if line.startswith("BindReadOnlyPaths:")] == [
+        f"BindReadOnlyPaths: -{path}:{path}:rbind" for path in named
+    ]
+    hidden = {line.partition(": ")[2].removesuffix(":ro") for line in lines if line.startswith("TemporaryFileSystem:")}
+    assert {path.rstrip("/") for path in paths.HIDDEN} <= hidden

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -260,6 +261,11 @@ def never_reads(qemu: Qemu) -> None:
         qemu.event("RTC_CHANGE")
 
 
+def deaf(_: Qemu) -> None:
+    """Neither a monitor nor SIGTERM is heard."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def uncounted(after: int) -> Callable[[Qemu], None]:
     """Two vCPUs in eight places until one is to be added; then `after` of them are taken, in as many places."""
 
@@ -319,6 +325,7 @@ BEHAVIOURS: dict[str, Callable[[Qemu], object]] = {
     "endless-line": flood(b"x" * 65536),
     "events-flood": flood(b'{"event": "RTC_CHANGE"}\n' * 100),
     "never-reads": never_reads,
+    "deaf": deaf,
     "refuse-cpus": refuse("query-cpus-fast"),
     "refuse-with-orders": lambda qemu: qemu.serve(
         lambda command: {"error": {"desc": "no\ud800\x1b[2J\n"}} if command == "query-cpus-fast" else None

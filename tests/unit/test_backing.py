@@ -131,6 +131,19 @@ def test_a_base_that_the_guests_user_cannot_read(tmp_path: Path) -> None:
     assert len(found(tmp_path, disk("root.img", 'base = "/nowhere"')).disks) == 1
 
 
+def test_a_base_behind_a_link_into_what_the_sandbox_hides(tmp_path: Path) -> None:
+    """The file that is named is shown there, but not what a link leads to."""
+    write(tmp_path, "/var/lib/base.img", mode=0o644)
+    assert found(tmp_path, disk("root.img", 'base = "/var/lib/base.img"')).disks == ()
+    write(tmp_path, "/home/base.img", mode=0o644)
+    (tmp_path / "srv").mkdir(exist_ok=True)
+    for target, hint in (("/var/lib/base.img", "name /var/lib/base.img itself"), ("/home/base.img", "move it to ")):
+        (tmp_path / "srv/link.img").unlink(missing_ok=True)
+        (tmp_path / "srv/link.img").symlink_to(f"..{target}")
+        told = f"/srv/link.img leads to {target}, which is hidden from the guest's sandbox\n  hint: {hint}"
+        assert refused(tmp_path, disk("root.img", 'base = "/srv/link.img"')).startswith(f"disk.root.base: {told}")
+
+
 @pytest.mark.parametrize("kind", ["directory", "fifo", "device"])
 def test_a_base_that_is_no_file(tmp_path: Path, kind: str) -> None:
     """A directory's size is the largest there is, and a copy of /dev/null would be a disk without room."""

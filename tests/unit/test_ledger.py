@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kvmsup.effects import claims, hugepages, ledger, systemctl
+from kvmsup.effects import claims, fence, files, hugepages, ledger, systemctl
 from kvmsup.effects.systemctl import Unit
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
@@ -173,3 +176,69 @@ def test_what_cannot_be_given_back_is_said(root: str, pools: Pools) -> None:
         "3 hugepages of 2M on node 0 that were added for web are still in use or gone"
     ]
     assert pools.total(0) == 8
+
+
+@pytest.fixture
+def small_run(root: str) -> Iterator[Path]:
+    """/run as a file system of its own that can be filled."""
+    run = Path(root) / "run"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", run], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
+    (run / "kvmsup/claims").mkdir(parents=True)
+    yield run
+    subprocess.run(["umount", run], check=True)
+
+
+@pytest.mark.usefixtures("fake_systemctl")
+def test_a_full_run_keeps_no_pages(root: str, pools: Pools, small_run: Path) -> None:
+    guest_starts(root, pools, "web")
+    with contextlib.suppress(OSError), open(small_run / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+    with pytest.raises(files.NoRoom, match=r"web\.env: cannot write: No space left on device$"):
+        claims.write(root, claims.read_all(root)["web"])
+    assert os.listdir(small_run / "kvmsup/claims") == ["web.env"]
+    assert ledger.release(root, claims.read_all(root)["web"], []) == []
+    assert (claims.read_all(root), pools.total(0)) == ({}, 5)
+
+
+@pytest.mark.usefixtures("fake_systemctl")
+@pytest.mark.parametrize("text", ["short\n", "a text that is longer than what was there\n", ""])
+def test_overwriting_leaves_nothing_of_the_old_text(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "file"
+    path.write_text("what was there\n")
+    files.overwrite(str(path), text)
+    assert path.read_text() == text
+
+
+@pytest.mark.usefixtures("fake_systemctl")
+def test_what_a_killed_write_has_left_is_swept(root: str, pools: Pools) -> None:
+    guest_starts(root, pools, "web", held=False)
+    os.makedirs(f"{root}/run/kvmsup/running")
+    parts = [Path(f"{root}/run/kvmsup/{name}.123.part") for name in ("claims/web.env", "running/web.json")]
+    for part in parts:
+        part.write_text("KVMSUP_GUEST=we")
+    ledger.sweep(root, claims.read_all(root), keep="web")
+    assert not any(part.exists() for part in parts)
+    assert list(claims.read_all(root)) == ["web"]
+
+
+@pytest.mark.parametrize("controllers", [None, "cpu io memory pids", "cpuset cpu io"])
+def test_guests_of_both_kinds_without_cpuset(root: str, controllers: str | None) -> None:
+    """systemd takes AllowedCPUs= and does nothing about it."""
+    if controllers is not None:
+        trees.write(root, "/sys/fs/cgroup/cgroup.controllers", controllers)
+    owner, shared = claim("rt", ["1"]), claim("web", ["0-3"], dedicated=False)
+    fence.check(root, [owner, owner])
+    fence.check(root, [shared])
+    fence.check(root, [])
+    if controllers and "cpuset" in controllers:
+        fence.check(root, [owner, shared])
+        return
+    with pytest.raises(HostError) as caught:
+        fence.check(root, [owner, shared])
+    assert str(caught.value) == (
+        "without the cpuset controller shared guests cannot be kept off the CPUs that dedicated ones own\n"
+        "  hint: kvmsup host says what is missing; guests of one kind can run meanwhile"
+    )

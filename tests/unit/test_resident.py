@@ -10,6 +10,7 @@ import pytest
 
 from kvmsup.effects import claims, systemctl
 from kvmsup.entry.resident import threads
+from kvmsup.entry.resident.merging import Merging
 from kvmsup.errors import HostError, KvmsupError
 from tests.unit import trees
 from tests.unit.hosts import claim
@@ -77,3 +78,18 @@ def test_one_shake_after_the_other_postpones_nothing(root: str) -> None:
     time.sleep(0.01)
     task.shaken("daemon-reload")
     assert task.due() == first
+
+
+def test_a_kernel_without_ksm_is_told_once(root: str, capfd: pytest.CaptureFixture[str]) -> None:
+    said = "<5>this kernel has no KSM: ksm = true of web is of no use\n"
+    claims.write(root, claim("web", ksm=True))
+    task = Merging(root, lambda _: None)
+    for _ in range(2):
+        task.act()
+    assert capfd.readouterr().err == said
+    claims.remove(root, "web")
+    task.act()
+    trees.write(root, "/etc/kvmsup.toml", '[ksm]\npolicy = "never"')
+    claims.write(root, claim("web", ksm=True))
+    task.act()
+    assert capfd.readouterr().err == ""

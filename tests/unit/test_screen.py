@@ -159,3 +159,17 @@ def test_status_shows_the_way_to_the_screen() -> None:
     said = f"  vnc        ssh -L 5900:{path} root@HOST, and then a viewer at localhost:5900"
     assert status._vnc_lines({"vnc": path}) == [said]
     assert status._vnc_lines({"vnc": None}) == []
+
+
+def test_a_link_is_not_the_way_to_the_screen(tmp_path: Path) -> None:
+    directory = tmp_path / "run/kvmsup/guests/web"
+    directory.mkdir(parents=True)
+    root, path = str(tmp_path), "/run/kvmsup/guests/web/vnc"
+    assert observe.vnc(root, seen(1)) is None
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(directory / "other"))
+        (directory / "vnc").symlink_to("other")
+        assert observe.vnc(root, seen(1)) is None
+        (directory / "other").rename(directory / "vnc")
+        assert observe.vnc(root, seen(1)) == path
+        assert observe.vnc(root, seen(0)) is None

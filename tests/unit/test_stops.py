@@ -46,10 +46,14 @@ def test_a_guest_that_hears_nothing(behaviour: str, said: str, capfd: pytest.Cap
     assert capfd.readouterr().err == said
 
 
+def listens(fake: fake_qemu.Running) -> None:
+    while not os.path.exists(fake.path):
+        time.sleep(0.01)
+
+
 def test_a_stopped_qemu_goes_on(capfd: pytest.CaptureFixture[str]) -> None:
     with fake_qemu.running("good") as fake:
-        while not os.path.exists(fake.path):
-            time.sleep(0.01)
+        listens(fake)
         fake.process.send_signal(signal.SIGSTOP)
         while not proc.is_stopped(f"/proc/{fake.pid}"):
             time.sleep(0.01)
@@ -61,13 +65,34 @@ def test_a_stopped_qemu_goes_on(capfd: pytest.CaptureFixture[str]) -> None:
 def test_one_that_does_not_listen_is_cut_off(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(stop, "_patience", lambda _: 0.5)
+    monkeypatch.setattr(stop, "_spans", lambda _: (0.5, 20.0))
     with fake_qemu.running("silence") as fake:
+        listens(fake)
         monkeypatch.setenv("MAINPID", str(fake.pid))
         assert stop.main("web", fake.root) == 1
         assert fake.process.wait(10) == -signal.SIGTERM
     said = "<4>the guest could not be asked to power down: QEMU has not answered in time: its power is cut\n"
     assert capfd.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "said"),
+    [
+        ("deaf", "the guest could not be asked to power down: QEMU has not answered in time: its power is cut\n"),
+        ("ignore-everything", "the guest has not shut down within 1 s: cutting its power\n"),
+    ],
+)
+def test_one_that_does_not_end_is_killed(
+    behaviour: str, said: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """systemd's own SIGKILL is no help: a QEMU that was taken over may put that off."""
+    monkeypatch.setattr(stop, "_spans", lambda _: (1.0, 1.0))
+    with fake_qemu.running(behaviour) as fake:
+        listens(fake)
+        monkeypatch.setenv("MAINPID", str(fake.pid))
+        assert stop.main("web", fake.root) == 1
+        assert fake.process.wait(10) == -signal.SIGKILL
+    assert capfd.readouterr().err == f"<4>{said}<4>QEMU did not end when it was told to: it was killed\n"
 
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +138,7 @@ def test_a_stop_before_a_program_listens(key: str, status: int, tmp_path: Path) 
     shim.chmod(0o755)
     lines = (units / "kvm@.service").read_text().splitlines()
     line = next(line for line in lines if line.startswith(f"{key}=+")).partition("+")[2]
+    line = line.replace("nsenter --mount=/proc/1/ns/mnt ", "")  # here nothing is hidden, and PID 1 may be anybody's
     held = claim_text.render(claim("web", [str(CPUS[0])] * 2, emulator=str(CPUS[-1])))
     with fake_qemu.running("good") as fake:
         environment = dict(line.split("=", 1) for line in held.splitlines()) | {"MAINPID": str(fake.pid)}

@@ -47,6 +47,7 @@ class Merging:
         self.when = None
         self._read_host()
         if not ksm.available(self.root):
+            self._miss()
             return
         look = self._look()
         if (asked := (self.host.ksm, look.guests)) != self.asked:
@@ -56,6 +57,14 @@ class Merging:
             self.left_alone = self._is_elsewhere(look)
         if not self.left_alone:
             self._follow(look)
+
+    def _miss(self) -> None:
+        """Say once that a guest's consent is of no use."""
+        asked = (self.host.ksm, policy.consenting(claims.read_all(self.root).values()))
+        if asked != self.asked and asked[1] and self.host.ksm != "never":
+            names = ", ".join(sorted(asked[1]))
+            journal.say(journal.NOTICE, f"this kernel has no KSM: ksm = true of {names} is of no use")
+        self.asked = asked
 
     def _look(self) -> policy.Look:
         known = claims.read_all(self.root).values()
