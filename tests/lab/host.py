@@ -137,8 +137,9 @@ class Host:
         shown = f"journalctl --boot --output=cat --no-pager {journal}"
         script = (
             f"exec {{lines}}< <(exec {shown} --no-tail --follow); reader=$!\n"
-            f"timeout {seconds} grep -m {times} -e {shlex.quote(pattern)} <&$lines >/dev/null; found=$?\n"
-            f"kill $reader; [ $found = 0 ] || {{ {shown} | tail; exit 125; }}"
+            # Counted, because grep stops at nothing but the end of its input when its output is /dev/null.
+            f"found=$(timeout {seconds} grep -c -m {times} -e {shlex.quote(pattern)} <&$lines)\n"
+            f"kill $reader; [ \"$found\" = {times} ] || {{ {shown} | tail; exit 125; }}"
         )
         self._waited(f"wait for {times} times {pattern!r} in: {shown}", script, timeout)
 
