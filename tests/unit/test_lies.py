@@ -15,6 +15,7 @@ import pytest
 from kvmsup.effects import agent, balloon, models, qmp, reconfigure, threads
 from kvmsup.entry import stop
 from kvmsup.errors import KvmsupError, QmpError
+from kvmsup.model import ready
 from tests.unit import fake_qemu
 from tests.unit.hosts import claim
 
@@ -147,6 +148,45 @@ def test_what_is_shown_can_be(client: Callable[[Any], object]) -> None:
         shown += 1
         assert all(word.isprintable() and len(word) <= 120 for word in words(found))
     assert shown > 50
+
+
+# ---- what a guest says over vsock ----
+
+SAID = (
+    *(
+        b"READY=1",
+        b"STATUS=",
+        b"X_SYSTEMD_UNIT_ACTIVE=",
+        b"X_SYSTEMD_UNIT_INACTIVE=",
+        b"X_SYSTEMD_SHUTDOWN=",
+        b"=",
+        b"\n",
+    ),
+    *(
+        b"a.target",
+        b"\x1b[2J",
+        b"\xff\xfe",
+        b"\0",
+        b"\xe2\x80\xae",
+        b"\xed\xa0\x80",
+        b"x" * 1000,
+        b"../",
+        b"(1s)",
+        b" ",
+    ),
+)
+
+
+def test_whatever_a_guest_says_is_kept_briefly_and_can_be_shown() -> None:
+    random = Random(5)
+    for _ in range(300):
+        found = ready.Said()
+        for _ in range(random.randrange(1, 9)):
+            found = ready.hear(found, b"".join(random.choices(SAID, k=random.randrange(40)))[:4096])
+        assert found.status.isprintable() and len(found.status) <= 250
+        assert len(found.units) <= 64 and all(unit.isprintable() and "/" not in unit for unit in found.units)
+        assert ready.parse(ready.render(found), "x") == found
+        assert len(ready.render(found)) < 20_000
 
 
 # ---- floods, by a process that is taken for QEMU ----
