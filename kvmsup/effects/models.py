@@ -29,6 +29,8 @@ from kvmsup.plan.paths import BINARY
 _PATIENCE_SECONDS = 20.0
 # Every accelerator can run it, so that what is asked does not depend on it.
 _ANY_CPU = "qemu64"
+# More are no list that anybody reads; QEMU knows some 400.
+_MOST_FEATURES = 1000
 # User and group (systemd.io/UIDS-GIDS).
 _NOBODY = 65534
 
@@ -106,7 +108,7 @@ def vcpu(monitor: qmp.Conversation) -> Given:
     kind = _told(ask("type")).removesuffix("-x86_64-cpu")
     return Given(
         kind,
-        tuple(dict.fromkeys(map(_told, missing))),
+        tuple(dict.fromkeys(map(_told, missing[:_MOST_FEATURES]))),
         _told(ask("vendor")),
         ask("topoext") is True,
     )

@@ -93,10 +93,11 @@ class Conversation:
         """Reset the machine and wait until that is done: the command only asks for it. Raises QmpError."""
         self.events.clear()
         self.execute("system_reset")
-        while "RESET" not in self.events:
+        while self.events[-1:] != ["RESET"]:
             message = self._message()
-            if "event" in message:
-                self._keep(message)
+            if "event" not in message:
+                raise QmpError(f"{self.peer} answered what nobody has asked")
+            self._keep(message)
 
     def _answer(self, command: str) -> Any:
         while True:
@@ -119,11 +120,11 @@ class Conversation:
         """Read and keep events for up to `seconds`; returns whether QEMU has ended. Raises QmpError."""
         until = time.monotonic() + seconds
         while True:
-            left = max(0.0, until - time.monotonic())
-            ready = select.select([self._process, self._socket], [], [], left)[0]
+            left = until - time.monotonic()
+            ready = select.select([self._process, self._socket], [], [], max(0.0, left))[0]
             if self._process in ready:
                 return True
-            if not ready:
+            if not ready or left <= 0:  # also while it does not stop to send
                 return False
             try:
                 message = self._message()
@@ -144,7 +145,9 @@ class Conversation:
                 raise QmpError(f"QEMU's monitor is gone: {error.strerror}") from None
 
     def _message(self) -> dict[str, Any]:
-        while b"\n" not in self._buffer:
+        seen = 0
+        while self._buffer.find(b"\n", seen) < 0:
+            seen = len(self._buffer)  # once is enough: it may come byte by byte
             self._receive()
         line, _, rest = self._buffer.partition(b"\n")
         self._buffer = rest

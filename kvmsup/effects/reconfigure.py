@@ -38,7 +38,7 @@ def slots(talk: qmp.Conversation) -> list[Slot]:
 
 def add(talk: qmp.Conversation, slot: Slot) -> int:
     """Put a vCPU there; returns its thread, which waits while the guest is paused. Raises QmpError."""
-    talk.execute("device_add", driver=slot.driver, id=f"vcpu{slot.vcpu}", **slot.props)
+    talk.execute("device_add", **{**slot.props, "driver": slot.driver, "id": f"vcpu{slot.vcpu}"})
     tid = qmp.vcpu_threads(talk).get(slot.vcpu)
     if tid is None:
         raise QmpError(f"QEMU has added another vCPU than {slot.vcpu}")

@@ -58,14 +58,19 @@ def named_by_qemu(monitor: qmp.Conversation, claim: Claim) -> Named:
     vcpu = qmp.vcpu_threads(monitor)
     # vCPUs may have been added since, but none may be without CPUs.
     if not set(range(claim.vcpus)) <= set(vcpu) <= set(range(len(claim.vcpu))):
-        raise QmpError(f"QEMU has vCPUs {cpulist.render(vcpu) or 'none'}, {claim.vcpus} were asked for")
+        raise QmpError(f"QEMU has vCPUs {_told(cpulist.render(vcpu))}, {claim.vcpus} were asked for")
     iothread = qmp.iothreads(monitor) if claim.iothread else {}
     if set(iothread) != set(claim.iothread):
-        told = ", ".join(sorted(iothread)) or "none"
+        told = _told(", ".join(sorted(iothread)))
         raise QmpError(f"QEMU has iothreads {told}, asked for were {', '.join(sorted(claim.iothread))}")
     if len({*vcpu.values(), *iothread.values()}) != len(vcpu) + len(iothread):
         raise QmpError("QEMU named one thread for two")
     return Named(vcpu, iothread)
+
+
+def _told(listed: str) -> str:
+    """What QEMU has listed, which may be anything of up to 8 MiB."""
+    return f"{listed[:200]}…" if len(listed) > 200 else listed or "none"
 
 
 def ask(path: str, pid: int, claim: Claim, seconds: float) -> Named:
@@ -84,7 +89,7 @@ def of_guest(root: str, pid: int, claim: Claim, named: Named) -> dict[int, Duty]
     own = of_process(root, pid)
     foreign = {*named.vcpu.values(), *named.iothread.values()}.difference(own)
     if foreign:
-        raise QmpError(f"QEMU named threads that it does not have: {cpulist.render(foreign)}")
+        raise QmpError(f"QEMU named threads that it does not have: {_told(cpulist.render(foreign))}")
     return duties.duties(claim, named, [*own, *of_kernel(root, pid)])
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 # QEMU keeps 55 characters of the name of a fw_cfg item (include/hw/nvram/fw_cfg.h, FW_CFG_MAX_FILE_PATH), and
 # "opt/io.systemd.credentials/" takes 27 of them.
 _MOST = 28
+# QEMU has 32 places for fw_cfg items, and ends with a failed assertion when they are too few (hw/nvram/fw_cfg.c). It
+# needs up to 18 itself: with 14 credentials a q35 with a kernel started on 10.0, with 15 it did not (7.2: 15 and 16).
+MOST_CREDENTIALS = 10
 # Narrower than systemd, which takes all of ASCII that can be seen but ":" and "/" (src/shared/creds-util.c).
 _NAME = r"[A-Za-z0-9_@+=-][A-Za-z0-9._@+=-]*"
 NOTIFY = "vmm.notify_socket"
@@ -38,6 +41,9 @@ def read_credentials(table: Table) -> tuple[Credential, ...]:
             table.document.note(at, *why)
         else:
             found[name] = Credential(name, value)
+    if len(found) > MOST_CREDENTIALS:
+        told = f"{len(found)} credentials, and QEMU has room for {MOST_CREDENTIALS}"
+        table.note("", told, "put the others on a disk, or into [cloud-init]")
     return tuple(found[name] for name in sorted(found))
 
 

@@ -254,6 +254,31 @@ def in_state(state: str, woken_by: str = "") -> Callable[[Qemu], None]:
     return behave
 
 
+def answers_without_end(qemu: Qemu) -> None:
+    """Answer the first command, and every other one a thousand times a moment, asked or not."""
+    qemu.serve(until="qmp_capabilities")
+    while True:
+        qemu.connection.sendall(b'{"return": {}}\n' * 1000)
+
+
+def resets_late(qemu: Qemu) -> None:
+    """As a guest that has its clock set all the time."""
+
+    def answer(command: str) -> None:
+        if command == "system_reset":
+            qemu.connection.sendall(b'{"event": "RTC_CHANGE"}\n' * 9000 + b'{"return": {}}\n{"event": "RESET"}\n')
+
+    qemu.serve(answer)
+
+
+def byte_by_byte(qemu: Qemu) -> None:
+    """An answer that never ends, and takes its time."""
+    qemu.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    qemu.serve(until="qmp_capabilities")
+    while True:
+        qemu.connection.send(b"x")
+
+
 def never_reads(qemu: Qemu) -> None:
     """Fill the other side's buffers and its own, so that nothing can be sent to it."""
     qemu.say(GREETING)
@@ -326,6 +351,9 @@ BEHAVIOURS: dict[str, Callable[[Qemu], object]] = {
     "events-flood": flood(b'{"event": "RTC_CHANGE"}\n' * 100),
     "never-reads": never_reads,
     "deaf": deaf,
+    "answers-without-end": answers_without_end,
+    "resets-late": resets_late,
+    "byte-by-byte": byte_by_byte,
     "refuse-cpus": refuse("query-cpus-fast"),
     "refuse-with-orders": lambda qemu: qemu.serve(
         lambda command: {"error": {"desc": "no\ud800\x1b[2J\n"}} if command == "query-cpus-fast" else None
@@ -336,6 +364,9 @@ BEHAVIOURS: dict[str, Callable[[Qemu], object]] = {
     "ignore-everything": stubborn("system_powerdown", "quit"),
     "vcpu-missing": list_vcpus(lambda cpus: cpus[1:]),
     "vcpu-too-many": list_vcpus(lambda cpus: [*cpus, {"cpu-index": len(cpus), "thread-id": os.getpid()}]),
+    "vcpus-by-the-thousand": list_vcpus(
+        lambda _: [{"cpu-index": 2 * number, "thread-id": number} for number in range(20_000)]
+    ),
     "no-vcpus": list_vcpus(lambda _: []),
     "vcpu-negative": list_vcpus(lambda cpus: first(cpus, cpu_index=-1)),
     "same-thread": list_vcpus(lambda cpus: first(cpus, thread_id=cpus[1]["thread-id"])),

@@ -57,7 +57,7 @@ def load(files: Mapping[str, str], unit: str) -> str:
         )
     if done.returncode and not done.stdout:
         pytest.skip(f"systemd --test does not run here: {done.stderr.strip()[:200]}")
-    return str(done.stdout)
+    return str(done.stdout).replace("\u2192 ", "-> ")  # as 257 draws it where 252 does not
 
 
 def _checked() -> str:

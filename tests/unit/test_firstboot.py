@@ -20,7 +20,7 @@ from kvmsup.model import config
 from kvmsup.model.firstboot import wrong_path
 from kvmsup.model.guest import CloudInit, Credential, Guest
 from kvmsup.plan import firstboot, paths
-from tests.unit import systemd_syntax
+from tests.unit import real_qemu, systemd_syntax
 
 BASE = '[machine]\ntype = "pc-q35-7.2"\n[memory]\nsize = "1G"\n'
 
@@ -84,6 +84,24 @@ def test_wrong_credentials(line: str, what: str, hint: str) -> None:
 def test_longest_name_is_one_that_qemu_keeps_whole() -> None:
     (item,) = firstboot.items(guest(f'[credentials]\n{"x" * 28} = "/x"\n'))
     assert len(item.name) == 55
+
+
+def test_more_credentials_than_qemu_has_room_for() -> None:
+    lines = [f'c{number} = "/x"\n' for number in range(11)]
+    told = said(f"[credentials]\n{''.join(lines)}")
+    assert "credentials: 11 credentials, and QEMU has room for 10" in told
+    assert len(guest(f"[credentials]\n{''.join(lines[:10])}").credentials) == 10
+
+
+@pytest.mark.parametrize("machine", ["q35", "pc"])
+def test_qemu_has_room_for_some_more(machine: str, tmp_path: Path) -> None:
+    """Two more than are allowed, one of which a kernel would take; with the devices that have items of their own."""
+    (tmp_path / "x").write_text("x")
+    items = [("-fw_cfg", f"name=opt/x{number},file={tmp_path}/x") for number in range(12)]
+    others = ("-device", "pvpanic", "-device", "VGA", "-smbios", "type=11,value=x", "-smp", "4")
+    words = (*others, *(word for item in items for word in item))
+    with real_qemu.running(*words, machine=machine) as running, running.connected() as monitor:
+        assert monitor.execute("query-status")["status"] == "prelaunch"
 
 
 def test_wrong_cloud_init() -> None:
