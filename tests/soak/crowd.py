@@ -88,10 +88,8 @@ def _stop_all(host: Host, crowd: Crowd, base: Facts) -> None:
         host.wait_for(over, timeout=200, interval=1)
     except CommandFailed as error:
         crowd.wrong.append(f"not all is given back: {error.stdout} {host.run('ls /run/kvmsup/claims').stdout}")
-    # The supervisor hears of the last end a moment later, and puts KSM back.
-    time.sleep(5)
     host.run("systemctl reset-failed 'kvm*'", check=False)
-    crowd.wrong.extend(f"at the end: {one}" for one in consistent.as_before(faults.look(host), base))
+    crowd.wrong.extend(f"at the end: {one}" for one in faults.left(host, base))
 
 
 def _work(host: Host, crowd: Crowd, seed: int, worker: int, count: int, until: float) -> None:
