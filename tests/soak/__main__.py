@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +39,7 @@ class Soak:
         self.progress = Progress()
         self._deb = deb
         self.failed = 0
+        self.ran: Counter[str] = Counter()  # by part
 
     @contextlib.contextmanager
     def host(self) -> Iterator[Host]:
@@ -54,13 +56,16 @@ class Soak:
         where = {"host": f"hosts on {self.rig.accel}, {os.cpu_count()} CPUs"} if part != "fuzz" else {}
         self.results.add(Record(part, name, not wrong, seconds, at, wrong, {**figures, **where}))
         self.failed += bool(wrong)
+        self.ran[part] += 1
         self.progress.stage(f"{part}: {name}: {seconds:.0f} s: {'ok' if not wrong else f'FAILED: {wrong}'}")
 
 
 def run_faults(soak: Soak) -> None:
     """As many of the remaining cases as were asked for."""
     done = soak.results.done("faults", again=soak.asked.again)
-    left = cases.remaining(cases.drawn(soak.asked.seed), done, soak.asked.count)
+    count = soak.asked.count
+    more = None if count is None else count - soak.ran["faults"]  # a panic has cut this short
+    left = cases.remaining(cases.drawn(soak.asked.seed), done, more)
     soak.progress.stage(f"faults: {len(left)} cases to run, {len(done)} done before")
     while left:
         with soak.host() as host:
