@@ -2,6 +2,7 @@
 # make demo    a guest on a real host, from nothing: builds the host and the package, starts kvm@demo, shows it
 # make check   the quick loop: lint, types, unit and golden tests; no root, no KVM, under a minute
 # make test    make check, and everything on real hosts: what CI runs
+# make soak    faults, concurrency, an hour's watch, for hours; SOAK='faults --count 60' for a part; goes on where it was ended
 # make golden  write the expected units and pictures anew; read the diff like code
 # make deb     build/kvmsup_VERSION_all.deb
 # make bench-placement  kvmsup's placement beside its peers'; rewrites a section of bench/README.md
@@ -33,6 +34,9 @@ test: $(VENV)/ready $(DEB) | tools
 	python3 -m tests.lab build
 	python3 -m tests.lab build --suite bookworm
 	KVMSUP_DEB=$(DEB) $(PYTHON) -m pytest -n 2 --dist loadfile --durations 12 tests/host tests/unit tests/golden
+
+soak: $(VENV)/ready $(DEB) | tools
+	$(PYTHON) -m tests.soak --deb $(DEB) $(SOAK)
 
 golden: $(VENV)/ready
 	$(PYTHON) -m tests.golden

@@ -3,31 +3,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
 
 from kvmsup.steps import STEPS
 from tests.host import guests
-from tests.lab.errors import Result
+from tests.host.elastic import ELASTIC, ask, edit, reload, vcpus
 from tests.lab.host import Host
 
 TRACE = "/sys/kernel/tracing"
-# Shared, so that it can have more vCPUs than the host has CPUs.
-ELASTIC = """
-[machine]
-type = "pc-q35-7.2"
-[cpu]
-vcpus = 2
-maxcpus = 32
-[placement]
-emulator = "0"
-[memory]
-size = "64M"
-[memory.balloon]
-min = "64M"
-"""
 PINNED = """
 [machine]
 type = "pc-q35-7.2"
@@ -39,20 +24,6 @@ cpus = "dedicated"
 0 = "2"
 [memory]
 size = "64M"
-"""
-ASK = """
-import json, socket, sys
-talk = socket.socket(socket.AF_UNIX)
-talk.settimeout(20)
-talk.connect("/run/kvmsup/guests/%s/admin.qmp")
-stream = talk.makefile("rw")
-stream.readline()
-for command in ("qmp_capabilities", sys.argv[1]):
-    stream.write(json.dumps({"execute": command}) + "\\n")
-    stream.flush()
-    while "return" not in (answer := json.loads(stream.readline())):
-        pass
-print(json.dumps(answer["return"]))
 """
 
 
@@ -73,28 +44,6 @@ def elastic(host: Host) -> int:
     if guests.state(host, "kvm@elastic") != "active":
         guests.start(host, "elastic")
     return guests.pid(host, "elastic")
-
-
-def ask(host: Host, name: str, command: str) -> Any:
-    return json.loads(host.run(["python3", "-c", ASK % name, command]).stdout)
-
-
-def reload(host: Host, name: str, *, check: bool = True) -> Result:
-    return host.run(f"systemctl reload kvm@{name}", check=check, timeout=120)
-
-
-def edit(host: Host, name: str, *edits: tuple[str, str]) -> None:
-    """Edit the file without anything being loaded."""
-    text = host.read(f"/etc/kvmsup/{name}.toml")
-    for before, after in edits:
-        assert before in text
-        text = text.replace(before, after)
-    host.put(text.encode(), f"/etc/kvmsup/{name}.toml")
-
-
-def vcpus(host: Host, name: str) -> dict[str, str]:
-    found = guests.allowed(host, guests.pid(host, name))
-    return {thread: cpus for thread, cpus in found.items() if thread.startswith("CPU ")}
 
 
 def policies(host: Host, name: str) -> str:

@@ -139,7 +139,7 @@ class Host:
             f"exec {{lines}}< <(exec {shown} --no-tail --follow); reader=$!\n"
             # Counted, because grep stops at nothing but the end of its input when its output is /dev/null.
             f"found=$(timeout {seconds} grep -c -m {times} -e {shlex.quote(pattern)} <&$lines)\n"
-            f"kill $reader; [ \"$found\" = {times} ] || {{ {shown} | tail; exit 125; }}"
+            f'kill $reader; [ "$found" = {times} ] || {{ {shown} | tail; exit 125; }}'
         )
         self._waited(f"wait for {times} times {pattern!r} in: {shown}", script, timeout)
 

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The section of docs/reliability.md that says what was run, from the results alone; pure but for `write`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvmsup.steps import STEPS
+from tests.soak import cases
+from tests.soak.results import Record
+
+PAGE = Path(__file__).parents[2] / "docs/reliability.md"
+BEGIN, END = "<!-- soak: written by python3 -m tests.soak -->", "<!-- soak: end -->"
+_COLUMNS = (cases.ERROR, cases.KILL, cases.STOP, cases.PAUSE)
+
+
+def section(key: str, records: Sequence[Record]) -> str:
+    """Everything that was run of the version `key`."""
+    parts = {part: [one for one in records if one.part == part] for part in ("faults", "concurrency", "hour", "fuzz")}
+    texts = [f"Of the version whose programs have the digest {key}; {_when(records)}"]
+    texts += [_faults(parts["faults"])] if parts["faults"] else []
+    for part in ("concurrency", "hour", "fuzz"):
+        texts += [_run(one) for one in parts[part]]
+    if panics := sum(one.part == "panics" for one in records):
+        texts += [f"The lab's own kernel panicked {panics} times; what it cut short was run again on a fresh host."]
+    missing = [part for part, run in parts.items() if not run]
+    texts += [f"Not run of this version: {', '.join(missing)}."] if missing else []
+    return "\n\n".join(texts)
+
+
+def _when(records: Sequence[Record]) -> str:
+    """The days, and what the hosts ran on."""
+    days = sorted({one.at.partition("T")[0] for one in records})
+    hosts = sorted({str(one.figures["host"]) for one in records if "host" in one.figures})
+    span = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "nothing was run"
+    return f"{span}{'; ' if hosts else ''}{', '.join(hosts)}."
+
+
+def _faults(records: Sequence[Record]) -> str:
+    """How many cases of each kind were run, and those that failed."""
+    failed = [one for one in records if not one.ok]
+    steps = {one.name.split()[0] for one in records}
+    seconds = sum(one.seconds for one in records) / len(records)
+    lines = [
+        f"**Faults**: {len(records)} of {len(cases.drawn(0))} cases, at {len(steps)} of {len(STEPS)} steps;"
+        f" {len(failed)} failed. {seconds:.0f} s a case.",
+        "",
+        f"| beside | {' | '.join(_COLUMNS)} |",
+        "| :-- " + "| --: " * len(_COLUMNS) + "|",
+    ]
+    count = Counter((one.name.split()[2], one.name.split()[1]) for one in records)
+    rows = [
+        f"| {beside} | {' | '.join(str(count[beside, how]) for how in _COLUMNS)} |"
+        for beside in (cases.ALONE, *cases.BESIDE)
+    ]
+    return "\n".join([*lines, *rows, *_failures(failed)])
+
+
+def _failures(failed: Sequence[Record]) -> list[str]:
+    return ["", *(f" - failed: `{one.name}`: {_first(one.detail)}" for one in failed)] if failed else []
+
+
+def _first(detail: str) -> str:
+    return detail.strip().partition("\n")[0][:200]
+
+
+def _run(one: Record) -> str:
+    """One long run and its figures."""
+    figures = [f" - {name}: {value}" for name, value in one.figures.items() if name != "host"]
+    verdict = "nothing was wrong" if one.ok else "failed"
+    return "\n".join([f"**{one.part}, {one.name}**: {verdict}.", "", *figures, *_failures([] if one.ok else [one])])
+
+
+def replaced(page: str, text: str) -> str:
+    """The page with `text` between its markers. Raises ValueError where there are none."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"there is no {BEGIN} with an end")
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{after}"
+
+
+def write(key: str, records: Sequence[Record]) -> None:
+    PAGE.write_text(replaced(PAGE.read_text("utf-8"), section(key, records)), "utf-8")
