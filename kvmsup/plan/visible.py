@@ -18,6 +18,8 @@ from kvmsup.plan.paths import HIDDEN
 _NOTIFY = "/run/systemd/notify"
 # What /etc/resolv.conf links to, by whoever writes it. Directories, as the files are replaced.
 _RESOLVERS = ("/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf")
+# What is shown beside the files that a TOML names.
+OUR_OWN = (_NOTIFY, *_RESOLVERS)
 
 
 def directives(guest: Guest) -> list[str]:

@@ -14,14 +14,15 @@ from kvmsup.model import claim as claims
 from kvmsup.model.guest import Guest, Host
 from kvmsup.model.hostpaths import is_absolute, is_device
 from kvmsup.model.topology import Topology
-from kvmsup.plan import changes, disks, dropin, firstboot, images, nets, paths, placement, plugs, qemu
+from kvmsup.plan import changes, disks, dropin, firstboot, images, nets, paths, placement, plugs, qemu, visible
 from kvmsup.plan.unitfile import Variable, Word
 from tests.unit import hosts, real_systemd, systemd_syntax
 
 _DIRECTIVES = frozenset(
     "SourcePath Description Wants After Requires RequiresMountsFor Slice DeviceAllow CPUAffinity LimitMEMLOCK"
     " TimeoutStartSec StateDirectory StateDirectoryMode NotifyAccess Environment PrivateNetwork"
-    " RestrictAddressFamilies IPAddressDeny LoadCredential ExecStartPre ExecStart".split()
+    " RestrictAddressFamilies IPAddressDeny SocketBindDeny BindPaths BindReadOnlyPaths LoadCredential"
+    " ExecStartPre ExecStart".split()
 )
 # Options of QEMU whose value is a list of properties, with the properties that kvmsup sets.
 _PROPERTIES = {
@@ -117,6 +118,10 @@ def _check_paths(guest: Guest, found: Mapping[str, list[str]]) -> None:
     waited = {one.path for one in guest.disks if is_absolute(one.path)} | {one.base for one in guest.disks if one.base}
     words = [word for line in found.get("RequiresMountsFor", []) for word in _words(line)]
     assert sorted(words) == sorted(path for path in waited if not is_device(path))
+    named = (guest.machine.kernel, guest.machine.initrd, *(one.base for one in guest.disks))
+    shown = [word for line in found.get("BindReadOnlyPaths", []) for word in _words(line)]
+    assert {f"-{path}" for path in named if path.startswith(paths.HIDDEN)} <= set(shown)
+    assert {word.removeprefix("-") for word in shown} <= {*named, *visible.OUR_OWN}
     allowed = {next(iter(_words(line))) for line in found.get("DeviceAllow", [])}
     devices = {one.path for one in guest.disks if is_absolute(one.path) and is_device(one.path)}
     assert devices <= allowed
