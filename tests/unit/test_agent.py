@@ -492,7 +492,8 @@ def in_a_process(root: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
         "import sys; from kvmsup.cli import freeze;"
         "sys.exit(freeze.frozen(sys.argv[1], 'web', int(sys.argv[2]), sys.argv[3:], as_json=False))"
     )
-    words = [sys.executable, "-c", code, root, str(os.getpid()), *command]
+    # Whoever runs tests in the background of a shell has them ignore SIGINT, and with them what they start.
+    words = ["env", "--default-signal=INT", sys.executable, "-c", code, root, str(os.getpid()), *command]
     process = subprocess.Popen(words, cwd=Path(__file__).parents[2], start_new_session=True)
     try:
         yield process
