@@ -95,6 +95,14 @@ def test_wait_for(bare: Host) -> None:
         bare.wait_for("cat /tmp/other", timeout=2)
 
 
+def test_wait_for_line(bare: Host) -> None:
+    """Lines that are there already count, and those that come meanwhile."""
+    bare.run("logger -t lines one one; (sleep 2; logger -t lines one more) > /dev/null 2>&1 &")
+    bare.wait_for_line("-t lines", "^one", times=2, timeout=30)
+    with pytest.raises(CommandTimeout, match="one more"):
+        bare.wait_for_line("-t lines", "^one", times=3, timeout=2)
+
+
 def test_clock_is_this_machines(bare: Host) -> None:
     assert abs(float(bare.run("date +%s.%N").stdout) - time.time()) < 10
 

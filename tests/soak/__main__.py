@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 from tests.lab.errors import CommandFailed, LabError, LabPanic
 from tests.lab.host import Host, Lab
 from tests.lab.progress import Progress
-from tests.soak import cases, crowd, faults, report, watch
+from tests.soak import cases, crowd, faults, fuzz, report, watch
 from tests.soak.consistent import Facts
 from tests.soak.results import Figure, Record, Results, version
 
@@ -26,6 +25,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FAILURES = REPOSITORY / "build/soak-failures"
 # A host is restored after so many cases, so that one has not all of the others behind it.
 _BATCH = 40
+# Inputs of the fuzzer that are one line of the results: a minute.
+_PIECE = 10_000
 # The rig's own failure: repeated on a fresh restore, at most twice, and counted.
 _PANICS = 2
 
@@ -128,18 +129,17 @@ def run_hour(soak: Soak) -> None:
 
 
 def run_fuzz(soak: Soak) -> None:
-    """Another module's: run(seed, count) returns what it has found wrong, in sentences."""
-    if importlib.util.find_spec("tests.soak.fuzz") is None:
-        soak.progress.stage("fuzz: there is none")
-        return
-    module = importlib.import_module("tests.soak.fuzz")
-    count = soak.asked.count or 10_000
-    name = f"{count} inputs, seed {soak.asked.seed}"
-    if name in soak.results.done("fuzz", again=soak.asked.again):
-        return
-    began = time.monotonic()
-    wrong = list(map(str, module.run(soak.asked.seed, count)))
-    soak.note("fuzz", name, began, "\n".join(wrong), {"inputs": count})
+    """Inputs that have not been tried yet, piece by piece; a million if not told otherwise."""
+    done = soak.results.done("fuzz", again=soak.asked.again)
+    left, first = soak.asked.count or 1_000_000, 0
+    while left > 0:
+        name = f"seed {soak.asked.seed}, {_PIECE} inputs from {first} on"
+        if name not in done:
+            began = time.monotonic()
+            wrong = fuzz.run(soak.asked.seed, _PIECE, first)
+            soak.note("fuzz", name, began, "\n".join(map(str, wrong)), {"inputs": _PIECE, "wrong": len(wrong)})
+            left -= _PIECE
+        first += _PIECE
 
 
 PARTS: Mapping[str, Callable[[Soak], None]] = {

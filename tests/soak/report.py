@@ -21,8 +21,9 @@ def section(key: str, records: Sequence[Record]) -> str:
     parts = {part: [one for one in records if one.part == part] for part in ("faults", "concurrency", "hour", "fuzz")}
     texts = [f"Of the version whose programs have the digest {key}; {_when(records)}"]
     texts += [_faults(parts["faults"])] if parts["faults"] else []
-    for part in ("concurrency", "hour", "fuzz"):
+    for part in ("concurrency", "hour"):
         texts += [_run(one) for one in parts[part]]
+    texts += [_fuzz(parts["fuzz"])] if parts["fuzz"] else []
     if panics := sum(one.part == "panics" for one in records):
         texts += [f"The lab's own kernel panicked {panics} times; what it cut short was run again on a fresh host."]
     missing = [part for part, run in parts.items() if not run]
@@ -56,6 +57,14 @@ def _faults(records: Sequence[Record]) -> str:
         for beside in (cases.ALONE, *cases.BESIDE)
     ]
     return "\n".join([*lines, *rows, *_failures(failed)])
+
+
+def _fuzz(records: Sequence[Record]) -> str:
+    """How many inputs were tried, of which seeds."""
+    inputs, wrong = (sum(int(one.figures[name]) for one in records) for name in ("inputs", "wrong"))
+    seeds = sorted({one.name.split()[1].rstrip(",") for one in records})
+    seconds = sum(one.seconds for one in records)
+    return f"**Fuzz**: {inputs} inputs of seed {', '.join(seeds)} in {seconds:.0f} s; {wrong} went wrong."
 
 
 def _failures(failed: Sequence[Record]) -> list[str]:

@@ -152,6 +152,10 @@ def test_the_section_has_what_was_run_and_says_what_was_not() -> None:
     assert "**concurrency, 50 guests**: nothing was wrong.\n\n - start: 7" in text
     assert "2026-01-02; hosts on tcg, 2 CPUs." in text
     assert "Not run of this version: hour, fuzz." in text
+    pieces = [
+        record(f"seed {seed}, 10 inputs", part="fuzz")._replace(figures={"inputs": 10, "wrong": 1}) for seed in (1, 7)
+    ]
+    assert "**Fuzz**: 20 inputs of seed 1, 7 in 24 s; 2 went wrong." in report.section("abc", pieces)
     assert "panicked" not in text
     assert "panicked 1 times" in report.section("abc", [record("faults now", part="panics")])
 
