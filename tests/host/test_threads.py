@@ -37,7 +37,8 @@ def add_vhost(host: Host, name: str) -> None:
     """Give the guest a vhost worker, as a network card will have one, by the administrator's own drop-in."""
     script = f"""
         mkdir -p /run/systemd/system/kvm@{name}.service.d
-        {{ echo '[Service]'; echo 'DeviceAllow=/dev/vhost-vsock rw'; echo 'ExecStart='
+        {{ echo '[Service]'; echo 'DeviceAllow=/dev/vhost-vsock rw'; echo 'BindPaths=/dev/vhost-vsock'
+        echo 'ExecStart='
         sed -n '/^ExecStart=.*qemu/,$p' /run/systemd/generator/kvm@{name}.service.d/50-kvmsup.conf | sed '$s/$/ \\\\/'
         echo '    -device vhost-vsock-pci,guest-cid=77'; }} >/run/systemd/system/kvm@{name}.service.d/90-vhost.conf
         systemctl daemon-reload
