@@ -7,6 +7,7 @@ A subprocess costs less than importing a D-Bus library; what stays resident uses
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Sequence
 
 from kvmsup.errors import HostError
@@ -27,7 +28,7 @@ class Unit(NamedTuple):
 
 
 def _systemctl(*arguments: str) -> str:
-    """What systemctl prints. Raises HostError with its complaint, which has room in a pipe (pipe(7)).
+    """What systemctl prints. Raises HostError with its complaint.
 
     Without subprocess, whose import takes as long as Python itself does to start.
     """
@@ -37,10 +38,7 @@ def _systemctl(*arguments: str) -> str:
         (os.POSIX_SPAWN_DUP2, output, 1),
         (os.POSIX_SPAWN_DUP2, complaint, 2),
     ]
-    with (
-        open(printed, encoding="utf-8", errors="replace") as answer,
-        open(told, encoding="utf-8", errors="replace") as reason,
-    ):
+    try:
         try:
             pid = os.posix_spawnp("systemctl", ["systemctl", *arguments], os.environ, file_actions=actions)
         except OSError as error:
@@ -48,10 +46,29 @@ def _systemctl(*arguments: str) -> str:
         finally:
             os.close(output)
             os.close(complaint)
-        found, wrong = answer.read(), reason.read()
+        found, wrong = _read_both(printed, told)
+    finally:
+        os.close(printed)
+        os.close(told)
     if os.waitpid(pid, 0)[1]:
         raise HostError(f"systemctl {' '.join(arguments)}: {wrong.strip()}")
     return found
+
+
+def _read_both(*pipes: int) -> list[str]:
+    """All that comes out of each: who reads one to its end first waits for who waits for room in the other.
+
+    With SYSTEMD_LOG_LEVEL=debug systemctl logs more than a pipe holds (pipe(7)).
+    """
+    found = {pipe: bytearray() for pipe in pipes}
+    left = [*pipes]
+    while left:
+        for pipe in select.select(left, [], [])[0]:
+            piece = os.read(pipe, 1 << 16)
+            found[pipe] += piece
+            if not piece:
+                left.remove(pipe)
+    return [text.decode(errors="replace") for text in found.values()]
 
 
 def show(names: Sequence[str], properties: Sequence[str]) -> dict[str, dict[str, str]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,25 @@ def test_systemctl_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     with pytest.raises(HostError) as caught:
         systemctl.units(["x.service"])
     assert str(caught.value) == "systemctl list-jobs --full --plain --no-legend: no bus"
+
+
+def hangs(*_: object) -> None:
+    raise TimeoutError
+
+
+def test_systemctl_logs_more_than_a_pipe_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As SYSTEMD_LOG_LEVEL=debug makes it: 500 bytes for each unit."""
+    script = tmp_path / "systemctl"
+    script.write_text("#!/bin/sh\nhead -c 1000000 /dev/zero >&2\necho 7 web.service start running\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    before = signal.signal(signal.SIGALRM, hangs)
+    signal.alarm(20)
+    try:
+        assert systemctl.jobs() == {"web.service": "start"}
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize(
