@@ -77,18 +77,27 @@ def overwrite(path: str, text: str) -> None:
     """Write over what is at `path`, in the room that it has: for where there is none for a second file.
 
     One write, of which a reader may see a part; what is left of the old text is line ends until they are cut off.
-    Raises HostError, NoRoom where it needs more.
+    Raises HostError, NoRoom where it needs more, and then the old text is there.
     """
     content = text.encode()
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
-            os.pwrite(descriptor, content.ljust(os.fstat(descriptor).st_size, b"\n"), 0)
+            size = os.fstat(descriptor).st_size
+            _lengthen(descriptor, size, len(content) - size)
+            os.pwrite(descriptor, content.ljust(size, b"\n"), 0)
             os.ftruncate(descriptor, len(content))
         finally:
             os.close(descriptor)
     except OSError as error:
         raise _cannot_write(path, error) from None
+
+
+def _lengthen(descriptor: int, size: int, more: int) -> None:
+    """Take room behind the text, filled with line ends. A write that has room for a part writes that (write(2))."""
+    if more > 0 and os.pwrite(descriptor, b"\n" * more, size) < more:
+        os.ftruncate(descriptor, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def sweep_parts(directory: str) -> None:

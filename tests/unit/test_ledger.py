@@ -210,12 +210,16 @@ def small_run(root: str) -> Iterator[Path]:
     subprocess.run(["umount", run], check=True)
 
 
+def fill(directory: Path) -> None:
+    with contextlib.suppress(OSError), open(directory / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
+
+
 @pytest.mark.usefixtures("fake_systemctl")
 def test_a_full_run_keeps_no_pages(root: str, pools: Pools, small_run: Path) -> None:
     guest_starts(root, pools, "web")
-    with contextlib.suppress(OSError), open(small_run / "filler", "wb", buffering=0) as filler:
-        while True:
-            filler.write(bytes(4096))
+    fill(small_run)
     with pytest.raises(files.NoRoom, match=r"web\.env: cannot write: No space left on device$"):
         claims.write(root, claims.read_all(root)["web"])
     assert os.listdir(small_run / "kvmsup/claims") == ["web.env"]
@@ -230,6 +234,19 @@ def test_overwriting_leaves_nothing_of_the_old_text(tmp_path: Path, text: str) -
     path.write_text("what was there\n")
     files.overwrite(str(path), text)
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize("more", [200, 3 * 4096])
+def test_overwriting_needs_another_page(small_run: Path, more: int) -> None:
+    """The kernel writes the part that there is room for, and calls that success."""
+    path, old = small_run / "file", "a" * 4000 + "\n"
+    path.write_text(old)
+    fill(small_run)
+    files.overwrite(str(path), "b" * 4095 + "\n")
+    files.overwrite(str(path), old)
+    with pytest.raises(files.NoRoom, match="No space left on device$"):
+        files.overwrite(str(path), "b" * (4000 + more) + "\n")
+    assert path.read_text() == old
 
 
 @pytest.mark.usefixtures("fake_systemctl")
