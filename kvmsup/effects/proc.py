@@ -77,7 +77,10 @@ def kill_after(process: int, seconds: float) -> bool:
     """Kill the process of that descriptor unless it ends within `seconds`; returns whether that had to be."""
     if select.select([process], [], [], seconds)[0]:
         return False
-    signal.pidfd_send_signal(process, signal.SIGKILL)
+    try:
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+    except ProcessLookupError:  # it has ended right now, and systemd has collected it
+        return False
     return True
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -93,6 +94,18 @@ def test_one_that_does_not_end_is_killed(
         assert stop.main("web", fake.root) == 1
         assert fake.process.wait(10) == -signal.SIGKILL
     assert capfd.readouterr().err == f"<4>{said}<4>QEMU did not end when it was told to: it was killed\n"
+
+
+def test_one_that_ends_right_before_it_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process, proc.descriptor(process.pid) as descriptor:
+        assert descriptor is not None
+
+        def ends_late(*_: object) -> tuple[list[int], ...]:
+            process.communicate()  # ended, and collected
+            return [], [], []
+
+        monkeypatch.setattr(select, "select", ends_late)
+        assert not proc.kill_after(descriptor, 1.0)
 
 
 ROOT = Path(__file__).parents[2]
