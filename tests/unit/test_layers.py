@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import statistics
 import sys
+import tomllib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -28,6 +29,12 @@ def module_name(path: Path) -> str:
 
 
 TREES = {module_name(path): ast.parse(path.read_text("utf-8")) for path in FILES}
+
+
+def test_every_folder_is_packaged() -> None:
+    """For pip; the Debian package copies the tree."""
+    listed = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted({".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in FILES})
 
 
 def layer(module: str) -> int:
