@@ -22,6 +22,7 @@ from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Host
 from tests.unit.hosts import claim
 
+ROOT = Path(__file__).parents[2]
 SOUND = '[machine]\ntype = "pc-q35-7.2"\n[memory]\nsize = "1G"\n'
 
 
@@ -112,6 +113,17 @@ def test_generator_cannot_write(root: str, capsys: pytest.CaptureFixture[str]) -
     assert generator.main([f"{root}/out"], root) == 1
     path = f"{root}/out/kvm-setup@web.service.d/50-kvmsup.conf"
     assert capsys.readouterr().err == f"{path}: cannot write: Not a directory\n"
+
+
+@pytest.mark.parametrize("closed", ["", ">&-", "<&- >&- 2>&-"])
+def test_generator_without_a_standard_output(closed: str, tmp_path: Path) -> None:
+    """With too few directories, so that it does not look at this machine's guests."""
+    shim = tmp_path / "kvmsup-generator"
+    shim.write_text((ROOT / "units" / shim.name).read_text().replace("@LIBDIR@", str(ROOT)))
+    command = f"{sys.executable} -IS {shim} one two {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    usage = "usage: kvmsup-generator NORMAL-DIR [EARLY-DIR LATE-DIR]\n"
+    assert (done.returncode, done.stderr) == (2, "" if "2>&-" in closed else usage)
 
 
 @pytest.mark.parametrize("arguments", [[], ["a", "b"], ["a", "b", "c", "d"]])
