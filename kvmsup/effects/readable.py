@@ -7,7 +7,7 @@ import os
 import stat
 
 from kvmsup.errors import HostError
-from kvmsup.plan.paths import HIDDEN
+from kvmsup.model.hostpaths import HIDDEN
 
 # kvm@.service: ProtectHome= and PrivateTmp=. What it hides by TemporaryFileSystem= the drop-in shows (plan/visible).
 _HIDDEN = ("/home/", "/root/", "/run/user/", "/tmp/", "/var/tmp/")

@@ -7,7 +7,7 @@ import re
 
 from kvmsup import sizes
 from kvmsup.errors import ConfigError
-from kvmsup.model import cells, disks, firstboot, inside, nets, wishes
+from kvmsup.model import cells, disks, firstboot, hostpaths, inside, nets, wishes
 from kvmsup.model.guest import Balloon, Cpu, Guest, Host, Machine, Memory, Screen
 from kvmsup.model.table import Document, Table
 from kvmsup.model.topology import Topology
@@ -177,6 +177,8 @@ def _path(table: Table, key: str) -> str:
     value = table.text(key, "/")
     if not value.startswith("/"):
         table.note(key, f'"{value}" is not an absolute path', "start it with /")
+    elif why := hostpaths.unshowable(value):
+        table.note(key, *why)
     return value if key in table else ""
 
 

@@ -101,7 +101,7 @@ def _read_only(table: Table, bus: str) -> bool:
 def _made(table: Table, path: str, read_only: bool) -> tuple[int, str]:
     """The size in bytes and the base that a new image gets; 0 and "" where nothing is made."""
     size, base = table.size("size") or 0, table.text("base", "", '"/srv/debian13.qcow2"')
-    if base and (why := hostpaths.wrong(base)):
+    if base and (why := hostpaths.wrong(base) or hostpaths.unshowable(base)):
         table.note("base", *why)
     elif hostpaths.is_device(base):
         what = f'"{base}" is a device, and a base is copied by the guest\'s own user, who may open none'

@@ -9,8 +9,6 @@ STATE = "/var/lib/kvmsup"
 
 # The file in the guest's directory where QEMU says why it ended.
 ENDED = "ended"
-# What the sandbox of kvm@.service hides by TemporaryFileSystem=, but for what plan/visible shows.
-HIDDEN = ("/run/", "/var/", "/etc/kvmsup/")
 
 
 def socket(guest: str, name: str) -> str:

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 from kvmsup.model import nets
 from kvmsup.model.guest import Guest
+from kvmsup.model.hostpaths import HIDDEN
 from kvmsup.plan import images, unitfile
-from kvmsup.plan.paths import HIDDEN
 
 # Where create says how far it is.
 _NOTIFY = "/run/systemd/notify"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmsup.model import config, nets
+from kvmsup.model import config, hostpaths, nets
 from kvmsup.model.guest import Guest
 from kvmsup.plan import agreed, dropin, paths, qemu
 from kvmsup.plan.unitfile import Variable, Word
@@ -164,4 +164,4 @@ def test_systemd_shows_the_very_files_and_hides_the_rest() -> None:
         f"BindReadOnlyPaths: -{path}:{path}:rbind" for path in named
     ]
     hidden = {line.partition(": ")[2].removesuffix(":ro") for line in lines if line.startswith("TemporaryFileSystem:")}
-    assert {path.rstrip("/") for path in paths.HIDDEN} <= hidden
+    assert {path.rstrip("/") for path in hostpaths.HIDDEN} <= hidden

@@ -11,6 +11,7 @@ from random import Random
 
 from kvmsup.errors import ConfigError
 from kvmsup.model import claim as claims
+from kvmsup.model import hostpaths
 from kvmsup.model.guest import Guest, Host
 from kvmsup.model.hostpaths import is_absolute, is_device
 from kvmsup.model.topology import Topology
@@ -120,7 +121,7 @@ def _check_paths(guest: Guest, found: Mapping[str, list[str]]) -> None:
     assert sorted(words) == sorted(path for path in waited if not is_device(path))
     named = (guest.machine.kernel, guest.machine.initrd, *(one.base for one in guest.disks))
     shown = [word for line in found.get("BindReadOnlyPaths", []) for word in _words(line)]
-    assert {f"-{path}" for path in named if path.startswith(paths.HIDDEN)} <= set(shown)
+    assert {f"-{path}" for path in named if path.startswith(hostpaths.HIDDEN)} <= set(shown)
     assert {word.removeprefix("-") for word in shown} <= {*named, *visible.OUR_OWN}
     allowed = {next(iter(_words(line))) for line in found.get("DeviceAllow", [])}
     devices = {one.path for one in guest.disks if is_absolute(one.path) and is_device(one.path)}
