@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Iterator
 
-from kvmsup.effects import files
+from kvmsup.effects import files, readable
 from kvmsup.errors import HostError
 from kvmsup.records import TYPE_CHECKING, NamedTuple
 
@@ -34,11 +34,13 @@ class Firmware(NamedTuple):
 def find(root: str, machine: str) -> Firmware:
     """The UEFI firmware for that type of machine, the first in the order of the descriptors' names.
 
-    Raises HostError when there is none.
+    Raises HostError when there is none, or that one's files are hidden from the guest's sandbox.
     """
     for path in _descriptors(root):
         found = _firmware(path, machine)
         if found and all(os.path.isfile(root + file) for file in found):
+            for file in found:
+                readable.check_shown("machine.firmware", file, root)
             return found
     what = f'machine.firmware = "uefi": no UEFI firmware for {machine} in {DIRECTORIES[1]}'
     raise HostError(what, "apt install ovmf")

@@ -39,6 +39,14 @@ def check(key: str, path: str, root: str) -> None:
         directory = os.path.dirname(directory)
 
 
+def check_shown(key: str, path: str, root: str) -> None:
+    """Raises HostError when the sandbox hides the file at `path`, which no TOML names and so nobody shows to it."""
+    place = os.path.realpath(root + path).removeprefix(os.path.realpath(root) if root else "")
+    if any(one.startswith((*_HIDDEN, *HIDDEN)) for one in (path, place)):
+        what = f"{key}: {path} is hidden from the guest's sandbox"
+        raise HostError(what, "move it to /usr/local/share, and have its descriptor in /etc/qemu/firmware say so")
+
+
 def _check_place(key: str, path: str, root: str) -> None:
     """The sandbox shows what the TOML names, and not what a link leads to."""
     place = os.path.realpath(root + path).removeprefix(os.path.realpath(root) if root else "")

@@ -2,7 +2,7 @@
 """Guest → what its sandbox shows of the host's files, where kvm@.service has hidden all; pure.
 
 The guest's own directories and its credentials are shown by systemd itself, symbolic links included (seen on 252 and
-257). Firmware is not named by a TOML, and is found outside of what is hidden.
+257). Firmware is not named by a TOML: setup refuses one in what is hidden.
 """
 
 from __future__ import annotations

@@ -398,6 +398,7 @@ def test_firmware_in_the_order_of_the_descriptors(tmp_path: Path) -> None:
     assert firmware.find(str(tmp_path), "pc").code == "/usr/share/fw/10-mine_CODE.fd"
 
 
+UEFI = '[machine]\ntype = "pc-q35-7.2"\nfirmware = "uefi"\n[memory]\nsize = "64M"\n'
 UNFIT = [
     {"features": ["requires-smm"]},
     {"features": ["secure-boot"]},
@@ -431,15 +432,35 @@ UNFIT = [
 def test_firmware_that_does_not_suit(tmp_path: Path, changed: dict[str, object]) -> None:
     write(tmp_path, "/usr/share/fw/a b_CODE.fd")
     descriptor(tmp_path, "50-a.json", changed=changed)
-    text = '[machine]\ntype = "pc-q35-7.2"\nfirmware = "uefi"\n[memory]\nsize = "64M"\n'
     with pytest.raises(HostError) as caught:
-        backing.find(str(tmp_path), guest("", head=text), lambda: False)
+        backing.find(str(tmp_path), guest("", head=UEFI), lambda: False)
     assert str(caught.value) == (
         'machine.firmware = "uefi": no UEFI firmware for pc-q35-7.2 in /usr/share/qemu/firmware\n'
         "  hint: apt install ovmf"
     )
     descriptor(tmp_path, "70-good.json")
     assert firmware.find(str(tmp_path), "pc-q35-7.2").code == "/usr/share/fw/70-good_CODE.fd"
+
+
+@pytest.mark.parametrize("hidden", ["/var/lib/fw", "/home/me", "/usr/share/linked"])
+def test_firmware_that_the_sandbox_hides(tmp_path: Path, hidden: str) -> None:
+    """An administrator's own: the sandbox shows what a TOML names, and this is found."""
+    files = [f"{hidden}/{name}" for name in ("CODE.fd", "VARS.fd")]
+    write(tmp_path, "/var/lib/elsewhere/x")
+    (tmp_path / "usr/share").mkdir(parents=True)
+    (tmp_path / "usr/share/linked").symlink_to("../../var/lib/elsewhere")
+    for file in files:
+        write(tmp_path, file)
+    code, nvram = ({"filename": file, "format": "raw"} for file in files)
+    mapping = {"device": "flash", "executable": code, "nvram-template": nvram}
+    descriptor(tmp_path, "10-mine.json", directory=firmware.DIRECTORIES[0], changed={"mapping": mapping})
+    with pytest.raises(HostError) as caught:
+        firmware.find(str(tmp_path), "q35")
+    assert caught.value.what == f"machine.firmware: {files[0]} is hidden from the guest's sandbox"
+    assert (
+        list(backing.problems(str(tmp_path), guest("", head=UEFI)))[-1].what
+        == f"{files[0]} is hidden from the guest's sandbox"
+    )
 
 
 def test_firmware_whose_files_are_gone(tmp_path: Path) -> None:
