@@ -79,6 +79,7 @@ def run(name: str, pid: int, claim: Claim, root: str, plugged: Sequence[plugs.Pl
                 from kvmsup.effects import ready  # only guests that speak of themselves need it
 
                 ready.forget(root, name)  # what it said before this start
+            _silence()
             step("attach.run")
             ran = True
             monitor.execute("cont")
@@ -92,6 +93,19 @@ def run(name: str, pid: int, claim: Claim, root: str, plugged: Sequence[plugs.Pl
         else:
             proc.send(pid, signal.SIGTERM)
         raise
+
+
+def _silence() -> None:
+    """Have systemd hear nobody of this unit any more: create needed that, and QEMU could lie once its guest runs.
+
+    One that says RELOADING=1 is stopped without ExecStop= (src/core/service.c, service_stop), and
+    EXTEND_TIMEOUT_USEC= then puts its end off for ever. systemd knows of this since 254 (sd_notify(3)).
+    """
+    if "NOTIFY_SOCKET" not in os.environ:
+        return
+    from kvmsup.effects import notify  # only beside create
+
+    notify.tell(NOTIFYACCESS="none")
 
 
 def _prepare(

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from kvmsup import cpulist
-from kvmsup.effects import numa_maps, pin, threads
+from kvmsup.effects import numa_maps, pin, qmp, threads
 from kvmsup.entry import attach, stop
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
@@ -153,6 +156,25 @@ def test_hugepages_that_are_elsewhere_are_told(
             monkeypatch.setattr(numa_maps, "mappings", lambda *_, found=found: found)
             attached(fake, held)
         assert capfd.readouterr().err == (told.format(said) if said else "")
+
+
+def test_systemd_hears_qemu_no_more_once_the_guest_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order: what a QEMU says of itself comes after that."""
+    path = str(tmp_path / "notify")
+    order = []
+    monkeypatch.setenv("NOTIFY_SOCKET", path)
+    execute = qmp.Monitor.execute
+
+    def watched(self: qmp.Monitor, command: str, **arguments: Any) -> Any:
+        if command == "cont":
+            order.append(systemd.recv(4096, socket.MSG_DONTWAIT))
+        return execute(self, command, **arguments)
+
+    monkeypatch.setattr(qmp.Monitor, "execute", watched)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd, fake_qemu.running("good") as fake:
+        systemd.bind(path)
+        attach.run("web", fake.pid, wanted(), fake.root)
+    assert order == [b"NOTIFYACCESS=none"]
 
 
 def test_a_thread_that_has_ended_needs_no_pin() -> None:
