@@ -3,7 +3,7 @@
 # make check   the quick loop: lint, types, unit and golden tests; no root, no KVM, under a minute
 # make test    make check, and everything on real hosts: what CI runs
 # make soak    faults, concurrency, an hour's watch, for hours; SOAK='faults --count 60' for a part; goes on where it was ended
-# make golden  write the expected units and pictures anew; read the diff like code
+# make golden  write the expected units, pictures and imported domains anew; read the diff like code
 # make deb     build/kvmsup_VERSION_all.deb
 # make bench-placement  kvmsup's placement beside its peers'; rewrites a section of bench/README.md
 # make bench-ksm  kvmsup's policy for KSM beside ksmtuned's, on this machine's KSM; rewrites a section of bench/README.md
@@ -41,6 +41,7 @@ soak: $(VENV)/ready $(DEB) | tools
 golden: $(VENV)/ready
 	$(PYTHON) -m tests.golden
 	$(PYTHON) -m tests.unit.pictures
+	$(PYTHON) -m tests.unit.domains
 
 .PHONY: bench-placement
 bench-placement: $(VENV)/ready

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from kvmsup import __version__, sizes
 from kvmsup.errors import KvmsupError
 
+_OTHERWISE = {"import": "importing"}
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line of kvmsup(1)."""
@@ -65,6 +67,13 @@ def parser() -> argparse.ArgumentParser:
 
     _new(verbs.add_parser("new", help="write the file of a new guest"))
 
+    importing = verbs.add_parser("import", help="write the file of a guest from a libvirt domain's XML")
+    importing.add_argument("file", metavar="FILE", help="what virsh dumpxml writes; - is standard input")
+    importing.add_argument(
+        "--name", default="", metavar="NAME", help="of the guest; as in libvirt, as far as that is one"
+    )
+    importing.add_argument("--output", default="", metavar="PATH", help="not below /etc/kvmsup; - only shows it")
+
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="for programs")
     return top
@@ -107,6 +116,11 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(f'"{text}" {error}') from None
 
 
+def module_of(verb: str) -> str:
+    """The module that runs `verb`, which is called like it, but where Python has the word already."""
+    return f"kvmsup.cli.{_OTHERWISE.get(verb, verb.replace('-', '_'))}"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     asked = parser().parse_args(arguments)
@@ -115,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # A terminal that cannot show a character gets its escape, not a traceback.
             stream.reconfigure(errors="backslashreplace")
     try:
-        status = importlib.import_module(f"kvmsup.cli.{asked.verb.replace('-', '_')}").run(asked)
+        status = importlib.import_module(module_of(asked.verb)).run(asked)
         sys.stdout.flush()
         return int(status)
     except KvmsupError as error:

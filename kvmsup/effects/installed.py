@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the installed QEMU says for `kvmsup new`: its newest machine type, and what an image is."""
+"""What the installed QEMU says for `kvmsup new` and `import`: its machine types, and what an image is."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ def newest_machine() -> str:
     if not found:
         raise HostError(f"{BINARY} does not say which machine type q35 is", "name one: --machine pc-q35-7.2")
     return found[1]
+
+
+def machines() -> frozenset[str]:
+    """Every machine type that it knows. Raises HostError."""
+    lines = _said([BINARY, "-machine", "help"], "qemu-system-x86").splitlines()
+    return frozenset(line.split()[0] for line in lines[1:] if line.strip())
 
 
 def image(path: str) -> Image:

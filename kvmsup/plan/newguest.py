@@ -1,23 +1,20 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What an administrator asks of `kvmsup new` → the text of a guest's file, with comments; pure.
 
-The comments are here, the values are quoted by the toml package. tomllib reads the text back, and a value that does
-not come out as it went in is an error: two grammars never decide about one guest (docs/design.md, 8).
+The comments are here, plan/guestfile writes the values and reads them back.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 
 from kvmsup import sizes
 from kvmsup.errors import KvmsupError
-from kvmsup.records import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from typing import Any
+from kvmsup.plan import guestfile
+from kvmsup.plan.guestfile import Section
+from kvmsup.records import NamedTuple
 
 # Of OpenSSH: what the public half begins with (sshd(8), "AUTHORIZED_KEYS FILE FORMAT").
 _KEY = re.compile(r"(ssh|ecdsa|sk-ssh|sk-ecdsa)-[A-Za-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?")
@@ -54,49 +51,41 @@ class Asked(NamedTuple):
     user_data: str = ""
 
 
-class _Section(NamedTuple):
-    """One table: its name, what is said about it, and its keys with their values."""
-
-    table: str
-    comment: str
-    values: dict[str, Any]
-
-
-def _sections(asked: Asked) -> Iterator[_Section]:
+def _sections(asked: Asked) -> Iterator[Section]:
     firmware = {"firmware": "uefi"} if asked.uefi else {}
     version = "With a version the guest's hardware stays the same when QEMU is upgraded."
-    yield _Section("machine", version, {"type": asked.machine, **firmware})
-    yield _Section("cpu", "", {"vcpus": asked.vcpus})
+    yield Section("machine", version, {"type": asked.machine, **firmware})
+    yield Section("cpu", "", {"vcpus": asked.vcpus})
     if asked.dedicated:
         own = "A host CPU of its own for each vCPU. `kvmsup plan` says which."
-        yield _Section("placement", own, {"cpus": "dedicated"})
+        yield Section("placement", own, {"cpus": "dedicated"})
     pages = {"hugepages": asked.hugepages} if asked.hugepages else {}
-    yield _Section("memory", "", {"size": sizes.render(asked.memory), **pages})
+    yield Section("memory", "", {"size": sizes.render(asked.memory), **pages})
     yield from _disks(asked)
     if asked.bridge:
-        yield _Section("net.lan", "", {"bridge": asked.bridge})
+        yield Section("net.lan", "", {"bridge": asked.bridge})
     if asked.user_net:
-        yield _Section(
+        yield Section(
             "net.nat", "Behind the host's address: the guest reaches out, nobody reaches in.", {"user": True}
         )
     if asked.user_data:
         once = "Applied once, at the first boot; kvmsup.guest(5) says how to have it done again."
-        yield _Section("cloud-init", once, {"user-data": asked.user_data})
+        yield Section("cloud-init", once, {"user-data": asked.user_data})
 
 
-def _disks(asked: Asked) -> Iterator[_Section]:
+def _disks(asked: Asked) -> Iterator[Section]:
     size = {"size": sizes.render(asked.disk)} if asked.disk else {}
     if asked.image:
         kind = asked.image.format
         copy = f"In /var/lib/kvmsup/{asked.name}; copied from the image at the first start, and never again."
-        yield _Section("disk.root", copy, {"path": f"root.{kind}", "format": kind, "base": asked.image.path, **size})
+        yield Section("disk.root", copy, {"path": f"root.{kind}", "format": kind, "base": asked.image.path, **size})
     elif asked.disk:
         new = f"In /var/lib/kvmsup/{asked.name}; made, empty, at the first start."
-        yield _Section("disk.root", new, {"path": "root.qcow2", "format": "qcow2", **size})
+        yield Section("disk.root", new, {"path": "root.qcow2", "format": "qcow2", **size})
     if asked.cdrom:
         after = "Booted from as long as there is nothing to boot on the disk."
         values = {"path": asked.cdrom, "format": "raw", "bus": "cdrom", "read-only": True}
-        yield _Section("disk.cd", after, values)
+        yield Section("disk.cd", after, values)
 
 
 def render(asked: Asked) -> str:
@@ -104,54 +93,10 @@ def render(asked: Asked) -> str:
 
     Raises KvmsupError where a value cannot be written, or there is no toml package.
     """
-    lines = [
-        f"# The KVM guest {asked.name}: systemctl start kvm@{asked.name}",
-        f"# All keys: kvmsup.guest(5). Mistakes: kvmsup check {asked.name}. An edit applies from the next start on.",
-        "",
-    ]
-    top = {"description": asked.description} if asked.description else {}
-    wanted: dict[str, Any] = dict(top)
-    if top:
-        lines += [_assignments(top)]
-    for section in _sections(asked):
-        lines += [f"[{section.table}]"]
-        lines += [f"# {section.comment}"] if section.comment else []
-        lines += [_assignments(section.values)]
-        _put(wanted, section)
-    if not (asked.bridge or asked.user_net):
-        lines += ["# No network yet:", "# [net.lan]", '# bridge = "br0"', ""]
-    text = "\n".join(lines)
-    _check(text, wanted)
-    return text
-
-
-def _put(wanted: dict[str, Any], section: _Section) -> None:
-    into = wanted
-    for part in section.table.split("."):
-        into = into.setdefault(part, {})
-    into.update(section.values)
-
-
-def _assignments(values: dict[str, Any]) -> str:
-    try:
-        import toml
-    except ImportError:
-        raise KvmsupError(
-            "there is no Python package toml, which writes the file", "apt install python3-toml"
-        ) from None
-    encoder = toml.TomlEncoder()
-    # toml 0.10.2 makes another string of one with \\x in it. JSON's escapes are TOML's, which has DEL besides.
-    encoder.dump_funcs[str] = lambda text: json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return str(toml.dumps(values, encoder=encoder))
-
-
-def _check(text: str, wanted: dict[str, Any]) -> None:
-    try:
-        found = tomllib.loads(text.encode().decode())
-    except ValueError:  # of either: a file's name need not be UTF-8
-        found = {}
-    if found != wanted:
-        raise KvmsupError("what was asked for cannot be written as TOML", "use paths and a description of plain text")
+    top = [Section("", "", {"description": asked.description})] if asked.description else []
+    network = asked.bridge or asked.user_net
+    tail = [] if network else ["No network yet:", "[net.lan]", 'bridge = "br0"']
+    return guestfile.render(guestfile.head(asked.name), [*top, *_sections(asked)], tail)
 
 
 def user_data(hostname: str, keys: Sequence[str]) -> str:

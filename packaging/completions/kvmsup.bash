@@ -24,12 +24,16 @@ _kvmsup() {
         mapfile -t COMPREPLY < <(compgen -W "$(ls -d /sys/class/net/*/bridge 2>/dev/null | cut -d/ -f5)" -- "$current")
         return
     fi
+    if [[ $verb == import && $previous != --name && $current != -* ]]; then
+        compopt -o default 2>/dev/null
+        return
+    fi
     if [[ $previous == --svg || $previous == --@(image|cdrom|ssh-key|user-data) ]]; then
         compopt -o default 2>/dev/null
         return
     fi
     case $verb in
-        '') words='balloon check console cpu-models freeze host list new plan status topology verify --help --version' ;;
+        '') words='balloon check console cpu-models freeze host import list new plan status topology verify --help --version' ;;
         check) words="$(_kvmsup_guests) --root --json --help" ;;
         plan) words="$(_kvmsup_guests) --root --json --help" ;;
         console) words="$(_kvmsup_guests) --detach-key --json --help" ;;
@@ -47,6 +51,7 @@ _kvmsup() {
             words='--image --cdrom --disk --vcpus --memory --bridge --user-net --dedicated --hugepages --uefi --machine'
             words+=' --description --hostname --ssh-key --user-data --print --json --help'
             ;;
+        import) words='--name --output --json --help' ;;
         topology) words='--svg --root --json --help' ;;
         host | list) words='--json --help' ;;
     esac

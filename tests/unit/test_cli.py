@@ -50,7 +50,7 @@ def test_every_verb_has_its_module() -> None:
     verbs = next(action for action in cli.parser()._actions if action.dest == "verb").choices
     assert verbs
     for verb in verbs:
-        assert (ROOT / f"kvmsup/cli/{verb.replace('-', '_')}.py").exists()
+        assert (ROOT / f"{cli.module_of(verb).replace('.', '/')}.py").exists()
 
 
 @pytest.mark.parametrize("case", BY_NAME)

@@ -18,7 +18,7 @@ LEAVES = ("errors", "cpulist", "records", "sizes", "steps")
 THIRD_PARTY = {
     "pystemd": "kvmsup.effects.systemd",
     "pyudev": "kvmsup.effects.udev",
-    "toml": "kvmsup.plan.newguest",
+    "toml": "kvmsup.plan.guestfile",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 
