@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from kvmsup.effects import configs
+
 settings.register_profile("quick", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.register_profile("long", deadline=None, database=None, max_examples=20_000, print_blob=True)
 settings.load_profile(os.environ.get("KVMSUP_HYPOTHESIS", "quick"))
@@ -46,3 +48,12 @@ def nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # What earlier tests of the same process had open may well be gone by now.
     assert not {number: what for number, what in _descriptors().items() if descriptors.get(number) != what}
     assert not _children() - children
+
+
+@pytest.fixture
+def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of the guests' files, which is empty."""
+    place = tmp_path / "etc"
+    place.mkdir()
+    monkeypatch.setattr(configs, "DIRECTORY", str(place))
+    return place

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmsup.cli import main
-from kvmsup.effects import configs, installed
+from kvmsup.effects import installed
 from kvmsup.errors import HostError, KvmsupError
 from kvmsup.model import config
 from kvmsup.plan import libvirt, libvirt_reasons, libvirt_values, libvirt_xml
@@ -457,15 +457,6 @@ def test_a_damaged_file(place: int, damage: bytes) -> None:
     whole = CASES[0].read_bytes()
     check_told(whole[:place] + damage + whole[place + len(damage) :])
     check_told(whole[:place])
-
-
-@pytest.fixture
-def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory of the guests' files, which is empty."""
-    place = tmp_path / "etc"
-    place.mkdir()
-    monkeypatch.setattr(configs, "DIRECTORY", str(place))
-    return place
 
 
 @pytest.fixture

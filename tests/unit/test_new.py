@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmsup.cli import main
-from kvmsup.effects import configs, files, installed
+from kvmsup.effects import files, installed
 from kvmsup.errors import ConfigError, HostError, KvmsupError
 from kvmsup.model import config
 from kvmsup.plan import newguest
@@ -146,15 +146,6 @@ def test_host_name(name: str) -> None:
 qemu = pytest.mark.skipif(
     not (shutil.which("qemu-img") and shutil.which("qemu-system-x86_64")), reason="QEMU is not installed"
 )
-
-
-@pytest.fixture
-def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The directory of the guests' files, which is empty."""
-    place = tmp_path / "etc"
-    place.mkdir()
-    monkeypatch.setattr(configs, "DIRECTORY", str(place))
-    return place
 
 
 @pytest.fixture
