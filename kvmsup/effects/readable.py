@@ -41,15 +41,20 @@ def check(key: str, path: str, root: str) -> None:
 
 def check_shown(key: str, path: str, root: str) -> None:
     """Raises HostError when the sandbox hides the file at `path`, which no TOML names and so nobody shows to it."""
-    place = os.path.realpath(root + path).removeprefix(os.path.realpath(root) if root else "")
+    place = _place(path, root)
     if any(one.startswith((*_HIDDEN, *HIDDEN)) for one in (path, place)):
         what = f"{key}: {path} is hidden from the guest's sandbox"
         raise HostError(what, "move it to /usr/local/share, and have its descriptor in /etc/qemu/firmware say so")
 
 
+def _place(path: str, root: str) -> str:
+    """Where `path` leads to, as the host below `root` sees it."""
+    return os.path.realpath(root + path).removeprefix(os.path.realpath(root) if root else "")
+
+
 def _check_place(key: str, path: str, root: str) -> None:
     """The sandbox shows what the TOML names, and not what a link leads to."""
-    place = os.path.realpath(root + path).removeprefix(os.path.realpath(root) if root else "")
+    place = _place(path, root)
     if path.startswith(HIDDEN) or not place.startswith((*_HIDDEN, *HIDDEN)):
         return
     what = f"{key}: {path} leads to {place}, which is hidden from the guest's sandbox"
