@@ -66,29 +66,34 @@ def run_faults(soak: Soak) -> None:
     done = soak.results.done("faults", again=soak.asked.again)
     count = soak.asked.count
     more = None if count is None else count - soak.ran["faults"]  # a panic has cut this short
-    left = cases.remaining(cases.drawn(soak.asked.seed), done, more)
+    mine = cases.share(cases.drawn(soak.asked.seed), *soak.asked.share)
+    left = cases.remaining(mine, done, more)
     soak.progress.stage(f"faults: {len(left)} cases to run, {len(done)} done before")
     while left:
+        batch = sorted(left[:_BATCH], key=faults.victim)  # a case goes on with the guest of the one before
         with soak.host() as host:
-            base = faults.prepare(host)
-            for case in left[:_BATCH]:
-                ok = _run_fault(soak, host, base, case)
+            base, up = faults.prepare(host), ""
+            for case in batch:
                 left.remove(case)
-                if not ok:
+                up = _run_fault(soak, host, base, case, up, last=case == batch[-1])
+                if not up:
                     break  # what it has left is not for the next one
 
 
-def _run_fault(soak: Soak, host: Host, base: Facts, case: cases.Case) -> bool:
+def _run_fault(soak: Soak, host: Host, base: Facts, case: cases.Case, up: str, *, last: bool) -> str:
+    """Run one case, and see to what the `last` has left; the guest that runs now, or "" after a failure."""
     began, wrong = time.monotonic(), ""
     try:
-        faults.run(host, base, case)
+        up = faults.run(host, base, case, up)
+        if last:
+            faults.over(host, base, up)
     except LabPanic:
         raise
     except (faults.Wrong, CommandFailed, LabError, AssertionError) as error:
         wrong = str(error) or repr(error)
         keep(host, case.name)
     soak.note("faults", case.name, began, wrong, {})
-    return not wrong
+    return "" if wrong else up
 
 
 def keep(host: Host, name: str) -> None:
@@ -150,6 +155,13 @@ PARTS: Mapping[str, Callable[[Soak], None]] = {
 }
 
 
+def _share(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not 1 <= int(part) <= int(parts):
+        raise ValueError(text)
+    return int(part), int(parts)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m tests.soak", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
@@ -157,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="of concurrency (default: 10), or of the hour")
     parser.add_argument("--guests", type=int, default=crowd.GUESTS, help="of concurrency (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="decides the order (default: %(default)s)")
+    parser.add_argument("--share", type=_share, default=(1, 1), help="K/N: the K-th of N runs of faults side by side")
     parser.add_argument("--again", action="store_true", help="run once more what failed")
     parser.add_argument("--deb", type=Path, default=os.environ.get("KVMSUP_DEB"), help="the package to test")
     parser.add_argument("--print", action="store_true", help="run nothing, print the section of docs/reliability.md")

@@ -66,6 +66,11 @@ def drawn(seed: int) -> list[Case]:
     return [pile[turn] for turn in range(longest) for pile in piles if turn < len(pile)]
 
 
+def share(cases: list[Case], part: int, parts: int) -> list[Case]:
+    """What the `part`-th of `parts` runs side by side has of `cases`; counted from 1."""
+    return cases[part - 1 :: parts]
+
+
 def remaining(cases: list[Case], done: Collection[str], count: int | None) -> list[Case]:
     """The first `count` of `cases` that are not among `done` by name; all of those without a count."""
     return [case for case in cases if case.name not in done][:count]

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""One fault case on a host: make it happen, see how it ends, and that the next start works."""
+"""One fault case on a host: make it happen, see how it ends, and that the next start works.
+
+The guest of that next start runs on, and the next case has it: a start is what costs most on emulated CPUs.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,8 @@ _KINDS = {"tiny": guests.TINY + NETS + DISK, "seeded": _SEEDED, "elastic": ELAST
 # By what happens to the step: seconds that systemd gives a start, or a reload. Who hangs is not waited for as long.
 _PATIENCE = {"hasty": 25, "calm": 120}
 _STOP_SECONDS = 10
+# Parts in which the guest runs when the fault comes.
+_RUNNING = ("apply", "stop", "release")
 _TIDY_SECONDS = 5
 # Guests of a kind that runs beside the case, from before it to after it.
 _BYSTANDER, _NEIGHBOUR = "bystander", "neighbour"
@@ -87,11 +92,14 @@ def install_look(host: Host) -> None:
     host.put(Path(__file__).with_name("look.py"), LOOK)
 
 
-def run(host: Host, base: Facts, case: Case) -> None:
-    """Raises Wrong with everything that was found."""
+def run(host: Host, base: Facts, case: Case, up: str) -> str:
+    """`up` runs since the case before, "" for none. Returns which guest runs now; raises Wrong with what was found."""
     name = victim(case)
+    if up and not (up == name and case.part in _RUNNING):
+        over(host, base, up)
+        up = ""
     began = host.run("date +%s.%N").stdout.strip()
-    before = _make_ready(host, case, name)
+    before = _make_ready(host, case, name, up)
     _arm(host, f"{case.step}:{cases.STOP if case.held else case.how}")
     _act(host, case, name)
     if case.held:
@@ -108,17 +116,26 @@ def run(host: Host, base: Facts, case: Case) -> None:
         found = _next_start(host, base, name)
     if found:
         raise Wrong("\n".join(found))
+    return name
+
+
+def over(host: Host, base: Facts, name: str) -> None:
+    """End the guest that runs since a case; raises Wrong with what it leaves behind."""
+    guests.kill(host, name)
+    if found := left(host, base):
+        raise Wrong("\n".join([f"{name}, which ran since the case before, has ended, and:", *found]))
 
 
 def _arm(host: Host, fault: str) -> None:
     host.put(f"KVMSUP_FAULT={fault}\n".encode() if fault else b"", _FAULT)
 
 
-def _make_ready(host: Host, case: Case, name: str) -> int:
-    """Start what has to run when the fault comes; the pid of its QEMU, or 0."""
-    if case.part in ("setup", "create", "attach"):
+def _make_ready(host: Host, case: Case, name: str, up: str) -> int:
+    """Start what has to run when the fault comes, if it is not `up`; the pid of its QEMU, or 0."""
+    if case.part not in _RUNNING:
         return 0
-    guests.start(host, name)
+    if up != name:
+        guests.start(host, name)
     if case.part == "apply":
         edit(host, name, ("vcpus = 2\n", "vcpus = 3\n"), ('emulator = "0"', 'emulator = "1"'))
     return guests.pid(host, name)
@@ -240,14 +257,12 @@ def _neighbour(host: Host, case: Case, base: Facts) -> list[str]:
 
 
 def _next_start(host: Host, base: Facts, name: str) -> list[str]:
-    """End the guest, start it again, end it: right while it runs, and nothing is left each time."""
+    """End the guest: nothing is left; and start it again: all is right."""
     guests.kill(host, name)
     found = left(host, base)
     if guests.start(host, name, check=False).rc:
         return [*found, f"the next start failed: {guests.said(host, name)[-1000:]}"]
-    found += _verified(host, name) + consistent.sound(look(host), base)
-    guests.kill(host, name)
-    return found + left(host, base)
+    return found + _verified(host, name) + consistent.sound(look(host), base)
 
 
 def left(host: Host, base: Facts) -> list[str]:
