@@ -81,7 +81,8 @@ def prepare(host: Host) -> Facts:
             lines = f"[Service]\nEnvironmentFile=-{_FAULT}\n{limits}"
             host.put(lines.encode(), f"/run/systemd/system/{unit}.service.d/fault.conf")
     host.run("ip link add br0 type bridge; ip link add v0 type veth peer name v1")
-    guests.configure(host, {**texts, _BYSTANDER: guests.SHARED, _NEIGHBOUR: guests.TINY})
+    guests.install_still(host)
+    guests.configure(host, {**texts, _BYSTANDER: guests.STILL, _NEIGHBOUR: guests.TINY})
     guests.keep_supervisor(host)
     guests.start(host, _BYSTANDER)
     _verified(host, _BYSTANDER)
