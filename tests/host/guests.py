@@ -37,7 +37,7 @@ type = "pc-q35-7.2"
 [memory]
 size = "64M"
 """
-# A boot sector that stops the timer and halts for good: such a guest costs its host nothing. The firmware of one that finds
+# A boot sector that stops the timer and halts for good: such a guest costs its host nothing. Firmware that finds
 # nothing to boot wakes up at every tick, which is a tenth of one of our emulated CPUs.
 STILL_IMAGE = "/var/lib/still.img"
 STILL = f"""

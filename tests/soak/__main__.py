@@ -66,7 +66,8 @@ def run_faults(soak: Soak) -> None:
     done = soak.results.done("faults", again=soak.asked.again)
     count = soak.asked.count
     more = None if count is None else count - soak.ran["faults"]  # a panic has cut this short
-    mine = cases.share(cases.drawn(soak.asked.seed), *soak.asked.share)
+    chosen = [case for case in cases.drawn(soak.asked.seed) if case.part in soak.asked.only]
+    mine = cases.share(chosen, *soak.asked.share)
     left = cases.remaining(mine, done, more)
     soak.progress.stage(f"faults: {len(left)} cases to run, {len(done)} done before")
     while left:
@@ -169,6 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, help="of concurrency (default: 10), or of the hour")
     parser.add_argument("--guests", type=int, default=crowd.GUESTS, help="of concurrency (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="decides the order (default: %(default)s)")
+    parser.add_argument("--only", nargs="+", default=cases.PARTS, choices=cases.PARTS, help="faults at these steps")
     parser.add_argument("--share", type=_share, default=(1, 1), help="K/N: the K-th of N runs of faults side by side")
     parser.add_argument("--again", action="store_true", help="run once more what failed")
     parser.add_argument("--deb", type=Path, default=os.environ.get("KVMSUP_DEB"), help="the package to test")

@@ -23,6 +23,7 @@ STOP_QEMU = "stop-qemu"  # SIGSTOP, for good
 KILL_SUPERVISOR = "kill-supervisor"
 BESIDE = (RELOAD, NEIGHBOUR, KILL_QEMU, STOP_QEMU, KILL_SUPERVISOR)
 
+PARTS = tuple(dict.fromkeys(step.partition(".")[0] for step in STEPS))
 # There is a QEMU, whose threads can be hit.
 _WITH_QEMU = ("attach", "apply", "stop")
 

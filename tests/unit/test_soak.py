@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -23,6 +24,7 @@ EVERY = cases.drawn(1)
 def test_every_step_is_hit_in_every_way_and_beside_everything() -> None:
     assert len(EVERY) == len({case.name for case in EVERY}) >= 500
     assert {case.step for case in EVERY} == set(STEPS)
+    assert {case.part for case in EVERY} == set(cases.PARTS)
     alone = Counter(case.how for case in EVERY if case.beside == ALONE)
     assert alone == dict.fromkeys(("error", "kill", "stop"), len(STEPS))
     assert {(case.how, case.beside) for case in EVERY} == {
@@ -166,3 +168,9 @@ def test_the_page_keeps_what_is_around_the_section() -> None:
     with pytest.raises(ValueError, match="there is no"):
         report.replaced("no markers", "new")
     report.replaced(report.PAGE.read_text("utf-8"), "new")
+
+
+def test_runs_side_by_side_share_the_cases() -> None:
+    shares = [cases.share(EVERY, part, 3) for part in (1, 2, 3)]
+    assert sorted(itertools.chain(*shares)) == sorted(EVERY)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1

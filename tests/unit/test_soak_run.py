@@ -30,14 +30,24 @@ class Bench:
         self.ran: list[str] = []
         self.kept: list[str] = []
         self.does: Callable[[Case], None] = lambda _: None
+        self.guests = {"": "tiny"}  # whose case needs another guest, by name; "" for the rest
+        self.handed: list[str] = []
+        self.ended: list[str] = []
         monkeypatch.setattr(faults, "prepare", lambda _: {})
         monkeypatch.setattr(faults, "run", self._run)
+        monkeypatch.setattr(faults, "victim", self._victim)
+        monkeypatch.setattr(faults, "over", lambda _host, _base, name: self.ended.append(name))
         monkeypatch.setattr(soak_main, "keep", lambda _, name: self.kept.append(name))
         monkeypatch.setattr(soak_main, "_BATCH", FEW)
 
-    def _run(self, _host: Host, _base: object, case: Case) -> None:
+    def _victim(self, case: Case) -> str:
+        return self.guests.get(case.name, self.guests[""])
+
+    def _run(self, _host: Host, _base: object, case: Case, up: str) -> str:
         self.ran.append(case.name)
+        self.handed.append(up)
         self.does(case)
+        return self._victim(case)
 
     def soak(self, *arguments: str) -> soak_main.Soak:
         bench = self
@@ -71,6 +81,24 @@ def test_a_second_run_goes_on(bench: Bench) -> None:
     assert bench.ran == names(9)
     assert [one.name for one in bench.results.read()] == names(9)
     assert all(one.ok and str(one.figures["host"]).startswith("hosts on none") for one in bench.results.read())
+
+
+def test_a_case_has_the_guest_of_the_one_before(bench: Bench) -> None:
+    first, second, third, fourth = names(4)
+    bench.guests |= {first: "tiny", second: "elastic", third: "tiny", fourth: "elastic"}
+    soak_main._run(bench.soak("--count", "4"), "faults")
+    assert bench.ran == [second, fourth, first, third]
+    assert bench.handed == ["", "elastic", "elastic", "tiny"]
+    assert bench.ended == ["tiny"]
+
+
+def test_what_the_last_guest_of_a_host_leaves_fails_its_case(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def over(_host: Host, _base: object, name: str) -> None:
+        raise faults.Wrong(f"there is a claim of {name}")
+
+    monkeypatch.setattr(faults, "over", over)
+    soak_main._run(bench.soak("--count", "2"), "faults")
+    assert [one.ok for one in bench.results.read()] == [True, False]
 
 
 def test_after_a_case_that_fails_there_is_another_host(bench: Bench) -> None:
