@@ -14,7 +14,7 @@ from functools import cache, partial
 from kvmsup.cli import show
 from kvmsup.effects import backing, configs, interfaces, models, outdated, sources, sysfs
 from kvmsup.errors import ConfigError, Diagnostic, HostError, KvmsupError
-from kvmsup.model import config, nets
+from kvmsup.model import config, nets, unwise
 from kvmsup.model.guest import NAME_RULE, Guest, is_name
 from kvmsup.model.table import Problem, nearest
 from kvmsup.model.topology import Topology
@@ -65,7 +65,7 @@ def _host(root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:
 
 
 def _standard_input(root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:
-    return _placed(config.read_guest("guest", "standard input", sys.stdin.buffer.read(), topology), root)
+    return _placed(config.read_guest("guest", "standard input", sys.stdin.buffer.read(), topology), root, topology)
 
 
 def _guest(name: str, root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:
@@ -76,7 +76,7 @@ def _guest(name: str, root: str, topology: Topology | None) -> tuple[Diagnostic,
         raise KvmsupError(f"there is no guest {name}: no {file}", f"did you mean {near}?" if near else "")
     if not is_name(name):
         return (Diagnostic(file, 0, 0, f"{name!r} cannot name a guest", NAME_RULE),)
-    return _placed(config.read_guest(name, file, content, topology), root) + _not_loaded(name, file, root)
+    return _placed(config.read_guest(name, file, content, topology), root, topology) + _not_loaded(name, file, root)
 
 
 # An edit is picked up by itself within this time, where kvmsup-reload.path runs.
@@ -112,8 +112,9 @@ def _never_merged(read: config.Read, root: str) -> Iterator[Problem]:
         yield Problem(("memory", "ksm"), what, 'ksm = false, or policy = "pressure" there', False, "warning")
 
 
-def _placed(read: config.Read, root: str) -> tuple[Diagnostic, ...]:
+def _placed(read: config.Read, root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:
     """The warnings of a sound file, with what only other files tell, and what this host does: not of another root."""
+    read.document.problems.extend(unwise.problems(read.guest, topology))
     read.document.problems.extend(nets.doubles(read.guest, _others(root)))
     read.document.problems.extend(_never_merged(read, root))
     if root:
