@@ -67,7 +67,8 @@ def run_faults(soak: Soak) -> None:
     count = soak.asked.count
     more = None if count is None else count - soak.ran["faults"]  # a panic has cut this short
     chosen = [case for case in cases.drawn(soak.asked.seed) if case.part in soak.asked.only]
-    mine = cases.share(chosen, *soak.asked.share)
+    longest_ago = soak.results.longest_ago("faults")
+    mine = sorted(cases.share(chosen, *soak.asked.share), key=lambda case: longest_ago(case.name))
     left = cases.remaining(mine, done, more)
     soak.progress.stage(f"faults: {len(left)} cases to run, {len(done)} done before")
     while left:
@@ -217,7 +218,7 @@ def main() -> int:
         for part in asked.parts or PARTS:
             _run(soak, part)
     finally:
-        report.write(results.key, results.read())
+        report.write(results.key, results.tidy())
     return 1 if soak.failed else 0
 
 

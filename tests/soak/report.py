@@ -17,17 +17,17 @@ _COLUMNS = (cases.ERROR, cases.KILL, cases.STOP, cases.PAUSE)
 
 
 def section(key: str, records: Sequence[Record]) -> str:
-    """Everything that was run of the version `key`."""
+    """Everything that was run, the last time of each; `key` is the version of the programs as they are now."""
     parts = {part: [one for one in records if one.part == part] for part in ("faults", "concurrency", "hour", "fuzz")}
-    texts = [f"Of the version whose programs have the digest {key}; {_when(records)}"]
-    texts += [_faults(parts["faults"])] if parts["faults"] else []
+    texts = [f"The programs as they are now have the digest {key}; what was run: {_when(records)}"]
+    texts += [_faults(key, parts["faults"])] if parts["faults"] else []
     for part in ("concurrency", "hour"):
-        texts += [_run(one) for one in parts[part]]
-    texts += [_fuzz(parts["fuzz"])] if parts["fuzz"] else []
+        texts += [_run(key, one) for one in parts[part]]
+    texts += [_fuzz(key, parts["fuzz"])] if parts["fuzz"] else []
     if panics := sum(one.part == "panics" for one in records):
         texts += [f"The lab's own kernel panicked {panics} times; what it cut short was run again on a fresh host."]
     missing = [part for part, run in parts.items() if not run]
-    texts += [f"Not run of this version: {', '.join(missing)}."] if missing else []
+    texts += [f"Never run: {', '.join(missing)}."] if missing else []
     return "\n\n".join(texts)
 
 
@@ -35,18 +35,27 @@ def _when(records: Sequence[Record]) -> str:
     """The days, and what the hosts ran on."""
     days = sorted({one.at.partition("T")[0] for one in records})
     hosts = sorted({str(one.figures["host"]) for one in records if "host" in one.figures})
-    span = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "nothing was run"
+    span = " to ".join(dict.fromkeys((days[0], days[-1]))) if days else "nothing"
     return f"{span}{'; ' if hosts else ''}{', '.join(hosts)}."
 
 
-def _faults(records: Sequence[Record]) -> str:
+def _versions(key: str, records: Sequence[Record]) -> str:
+    """With which programs."""
+    now = sum(one.version == key for one in records)
+    others = len({one.version for one in records} - {key})
+    if now == len(records):
+        return "all with the programs as they are now"
+    return f"{now} with the programs as they are now, the rest with {others} version{'s' if others > 1 else ''} before"
+
+
+def _faults(key: str, records: Sequence[Record]) -> str:
     """How many cases of each kind were run, and those that failed."""
     failed = [one for one in records if not one.ok]
     steps = {one.name.split()[0] for one in records}
     seconds = sum(one.seconds for one in records) / len(records)
     lines = [
-        f"**Faults**: {len(records)} of {len(cases.drawn(0))} cases, at {len(steps)} of {len(STEPS)} steps;"
-        f" {len(failed)} failed. {seconds:.0f} s a case.",
+        f"**Faults**: {len(records)} of {len(cases.drawn(0))} cases, at {len(steps)} of {len(STEPS)} steps,"
+        f" {_versions(key, records)}; {len(failed)} failed when they were run last. {seconds:.0f} s a case.",
         "",
         f"| beside | {' | '.join(_COLUMNS)} |",
         "| :-- " + "| --: " * len(_COLUMNS) + "|",
@@ -59,12 +68,16 @@ def _faults(records: Sequence[Record]) -> str:
     return "\n".join([*lines, *rows, *_failures(failed)])
 
 
-def _fuzz(records: Sequence[Record]) -> str:
+def _fuzz(key: str, records: Sequence[Record]) -> str:
     """How many inputs were tried, of which seeds."""
     inputs, wrong = (sum(int(one.figures[name]) for one in records) for name in ("inputs", "wrong"))
+    now = sum(int(one.figures["inputs"]) for one in records if one.version == key)
     seeds = sorted({one.name.split()[1].rstrip(",") for one in records})
     seconds = sum(one.seconds for one in records)
-    return f"**Fuzz**: {inputs} inputs of seed {', '.join(seeds)} in {seconds:.0f} s; {wrong} went wrong."
+    return (
+        f"**Fuzz**: {inputs} inputs of seed {', '.join(seeds)} in {seconds:.0f} s,"
+        f" {now} of them with the programs as they are now; {wrong} went wrong."
+    )
 
 
 def _failures(failed: Sequence[Record]) -> list[str]:
@@ -75,11 +88,14 @@ def _first(detail: str) -> str:
     return detail.strip().partition("\n")[0][:200]
 
 
-def _run(one: Record) -> str:
+def _run(key: str, one: Record) -> str:
     """One long run and its figures."""
     figures = [f" - {name}: {value}" for name, value in one.figures.items() if name != "host"]
     verdict = "nothing was wrong" if one.ok else "failed"
-    return "\n".join([f"**{one.part}, {one.name}**: {verdict}.", "", *figures, *_failures([] if one.ok else [one])])
+    programs = "with the programs as they are now" if one.version == key else f"with those of digest {one.version}"
+    failed = _failures([] if one.ok else [one])
+    head = f"**{one.part}, {one.name}**, {one.at.partition('T')[0]}, {programs}: {verdict}."
+    return "\n".join([head, "", *figures, *failed])
 
 
 def replaced(page: str, text: str) -> str:

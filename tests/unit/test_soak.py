@@ -86,7 +86,7 @@ def record(name: str, *, ok: bool = True, part: str = "faults") -> Record:
 
 
 def test_results_go_on_where_they_were_cut_off(tmp_path: Path) -> None:
-    one = Results("key", tmp_path)
+    one = Results("key", tmp_path / "record")
     assert one.read() == []
     one.add(record("a"))
     one.add(record("b", ok=False))
@@ -98,7 +98,21 @@ def test_results_go_on_where_they_were_cut_off(tmp_path: Path) -> None:
     one.add(record("b"))
     assert [(found.name, found.ok) for found in one.read()] == [("a", True), ("b", True)]
     assert one.done("hour") == set()
-    assert Results("other", tmp_path).read() == []
+
+
+def test_another_version_adds_to_the_record(tmp_path: Path) -> None:
+    before, now = (Results(key, tmp_path / "record") for key in ("before", "now"))
+    for name, ok in (("c", True), ("a", True), ("b", False)):
+        before.add(record(name, ok=ok))
+    assert now.done("faults") == set()
+    assert sorted("abcd", key=now.longest_ago("faults")) == ["b", "d", "a", "c"]
+    now.add(record("c")._replace(at="2026-01-03T00:00:00+00:00"))
+    assert (before.done("faults"), now.done("faults")) == ({"a", "b"}, {"c"})
+    assert sorted("abcd", key=now.longest_ago("faults")) == ["b", "d", "a", "c"]
+    tidy = [("a", "before"), ("b", "before"), ("c", "now")]
+    assert [(one.name, one.version) for one in now.tidy()] == tidy
+    assert [(one.name, one.version) for one in now.read()] == tidy
+    assert len((tmp_path / "record").read_text().splitlines()) == 3
 
 
 def archive(files: dict[str, bytes], mode: int = 0o644, mtime: int = 0) -> bytes:
@@ -146,18 +160,30 @@ def test_an_hour_in_which_something_grew(last: Sample, told: str) -> None:
 
 
 def test_the_section_has_what_was_run_and_says_what_was_not() -> None:
-    failed = record(EVERY[1].name, ok=False)
-    crowd = record("50 guests", part="concurrency")._replace(figures={"start": 7, "host": "hosts on tcg, 2 CPUs"})
-    text = report.section("abc", [record(EVERY[0].name), failed, crowd])
-    assert f"2 of {len(EVERY)} cases, at 2 of {len(STEPS)} steps; 1 failed. 12 s a case." in text
+    failed = record(EVERY[1].name, ok=False)._replace(version="older")
+    figures: dict[str, results.Figure] = {"start": 7, "host": "hosts on tcg, 2 CPUs"}
+    crowd = record("50 guests", part="concurrency")._replace(version="abc", figures=figures)
+    text = report.section("abc", [record(EVERY[0].name)._replace(version="abc"), failed, crowd])
+    assert (
+        f"2 of {len(EVERY)} cases, at 2 of {len(STEPS)} steps, 1 with the programs as they are now,"
+        " the rest with 1 version before; 1 failed when they were run last. 12 s a case." in text
+    )
     assert f" - failed: `{EVERY[1].name}`: a claim of tiny\n" in text + "\n"
-    assert "**concurrency, 50 guests**: nothing was wrong.\n\n - start: 7" in text
-    assert "2026-01-02; hosts on tcg, 2 CPUs." in text
-    assert "Not run of this version: hour, fuzz." in text
+    told = (
+        "**concurrency, 50 guests**, 2026-01-02, with the programs as they are now: nothing was wrong.\n\n - start: 7"
+    )
+    assert told in text
+    assert "with those of digest abc: nothing was wrong" in report.section("def", [crowd])
+    assert "the digest abc; what was run: 2026-01-02; hosts on tcg, 2 CPUs." in text
+    assert "Never run: hour, fuzz." in text
     pieces = [
-        record(f"seed {seed}, 10 inputs", part="fuzz")._replace(figures={"inputs": 10, "wrong": 1}) for seed in (1, 7)
+        record(f"seed {seed}, 10 inputs", part="fuzz")._replace(figures={"inputs": 10, "wrong": 1}, version=version)
+        for seed, version in ((1, "older"), (7, "abc"))
     ]
-    assert "**Fuzz**: 20 inputs of seed 1, 7 in 24 s; 2 went wrong." in report.section("abc", pieces)
+    assert (
+        "**Fuzz**: 20 inputs of seed 1, 7 in 24 s, 10 of them with the programs as they are now; 2 went wrong."
+        in report.section("abc", pieces)
+    )
     assert "panicked" not in text
     assert "panicked 1 times" in report.section("abc", [record("faults now", part="panics")])
 

@@ -25,7 +25,7 @@ class Bench:
     """Counts hosts, and does to cases what a test says."""
 
     def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.results = Results("key", place)
+        self.results = Results("key", place / "record")
         self.hosts = 0
         self.ran: list[str] = []
         self.kept: list[str] = []
