@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import signal
 import sys
 import tempfile
@@ -27,8 +28,9 @@ from kvmsup.errors import ConfigError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.guest import Guest, Host
 from kvmsup.model.topology import Topology
+from kvmsup.plan import paths
 from tests.soak import grammar, readback
-from tests.unit import real_systemd, trees
+from tests.unit import real_manager, real_systemd, trees
 from tests.unit.hosts import topology as synthetic
 
 # Of the processor's time for one input, and what stops one that goes on; most take less than a millisecond.
@@ -39,6 +41,8 @@ TOPOLOGIES = (
     synthetic(2, 4, 2, offline=(5,)),
     synthetic(4, 8, 2, isolated=range(16, 32)),
 )
+# Units that systemd is given together.
+_AT_ONCE = 100
 # One in so many is a directory of several files, which the programs read.
 DIRECTORY = 100
 
@@ -162,34 +166,58 @@ def _read(root: str, names: list[str]) -> Iterator[str]:
             yield str(error)
 
 
-def through_systemd(seed: int, count: int, at_once: int = 100) -> list[Failure]:
+class Sound(NamedTuple):
+    """A guest that can be started, and where it is from."""
+
+    number: int
+    content: bytes
+    guest: Guest
+
+
+def through_systemd(seed: int, count: int) -> list[Failure]:
     """`count` sound guests through systemd's own parser: it must find the very words that were meant.
 
-    The test that calls it is skipped where there is no systemd to ask.
+    The test that calls it, or the next, is skipped where there is no systemd to ask.
     """
-    failures: list[Failure] = []
-    batch: dict[str, tuple[int, bytes, Guest]] = {}
-    done = number = 0
-    while done < count:
+    return [failure for batch in _batches(seed, count) for failure in _loaded(seed, batch)]
+
+
+def started_by_systemd(seed: int, count: int) -> list[Failure]:
+    """`count` sound guests, started by a running systemd: the kernel must have the very argv that was meant."""
+    return [failure for batch in _batches(seed, count) for failure in _started(seed, batch)]
+
+
+def _batches(seed: int, count: int) -> Iterator[dict[str, Sound]]:
+    """The first `count` sound guests of `seed` by the name of a unit, some at a time."""
+    sound = _sound(seed)
+    for at in range(0, count, _AT_ONCE):
+        batch = itertools.islice(sound, min(_AT_ONCE, count - at))
+        yield {f"g{one.number}.service": one for one in batch}
+
+
+def _sound(seed: int) -> Iterator[Sound]:
+    for number in itertools.count():
         content = grammar.guest(Random(f"{seed}/{number}"))
         with contextlib.suppress(ConfigError):
-            guest = config.read_guest("web", "web.toml", content).guest
-            batch[f"g{number}.service"] = (number, content, guest)
-            done += 1
-        number += 1
-        if len(batch) == at_once or (done == count and batch):
-            failures += _asked(seed, batch)
-            batch = {}
-    return failures
+            yield Sound(number, content, config.read_guest("web", "web.toml", content).guest)
 
 
-def _asked(seed: int, batch: dict[str, tuple[int, bytes, Guest]]) -> list[Failure]:
-    units = {name: readback.unit(guest) for name, (_, _, guest) in batch.items()}
+def _loaded(seed: int, batch: dict[str, Sound]) -> list[Failure]:
+    units = {name: readback.unit(one.guest) for name, one in batch.items()}
     wants = "".join(f"Wants={name}\n" for name in units)
     dump = real_systemd.load({"all.target": f"[Unit]\nDefaultDependencies=no\n{wants}", **units}, "all.target")
     failures = []
     for name, (number, content, guest) in batch.items():
         failures += _tried(seed, number, content, lambda: readback.check_loaded(guest, name, dump))  # noqa: B023
+    return failures
+
+
+def _started(seed: int, batch: dict[str, Sound]) -> list[Failure]:
+    units = {name: readback.unit(one.guest) for name, one in batch.items()}
+    started = real_manager.start(units, paths.BINARY, readback.value)
+    failures = []
+    for name, (number, content, guest) in batch.items():
+        failures += _tried(seed, number, content, lambda: readback.check_started(guest, started[name]))  # noqa: B023
     return failures
 
 
@@ -200,10 +228,16 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_000, help="inputs in this process")
     parser.add_argument("--first", type=int, default=0, help="the number of the first of them")
     parser.add_argument("--systemd", type=int, default=0, metavar="N", help="guests through systemd's own parser")
+    parser.add_argument("--started", type=int, default=0, metavar="N", help="guests started by a running systemd")
     asked = parser.parse_args()
-    began, failures = time.monotonic(), through_systemd(asked.seed, asked.systemd) if asked.systemd else []
-    if asked.systemd:
-        print(f"{asked.systemd} guests of seed {asked.seed} through systemd: {len(failures)} failures", flush=True)
+    began, failures = time.monotonic(), list[Failure]()
+    for what, count, through in (
+        ("through systemd", asked.systemd, through_systemd),
+        ("started by systemd", asked.started, started_by_systemd),
+    ):
+        if count:
+            failures += through(asked.seed, count)
+            print(f"{count} guests of seed {asked.seed} {what}: {len(failures)} failures", flush=True)
     for start in range(asked.first, asked.first + asked.count, 10_000):
         count = min(10_000, asked.first + asked.count - start)
         failures += run(asked.seed, count, start)

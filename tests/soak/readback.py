@@ -18,6 +18,7 @@ from kvmsup.model.topology import Topology
 from kvmsup.plan import changes, disks, dropin, firstboot, images, nets, paths, placement, plugs, qemu, visible
 from kvmsup.plan.unitfile import Variable, Word
 from tests.unit import hosts, real_systemd, systemd_syntax
+from tests.unit.real_manager import Started
 
 _DIRECTIVES = frozenset(
     "SourcePath Description Wants After Requires RequiresMountsFor Slice DeviceAllow CPUAffinity LimitMEMLOCK"
@@ -232,6 +233,12 @@ def check_loaded(guest: Guest, name: str, dump: str) -> None:
     assert plugs.given(variables) == plugs.parse(plugs.render([*disks.plugs(guest), *nets.plugs(guest)]))
     devices = {line.rpartition(" ")[0] for line in _told(block, "DeviceAllow")}
     assert {path for path in waited if is_device(path)} <= devices
+
+
+def check_started(guest: Guest, started: Started) -> None:
+    """What a running systemd says that it has started, and the argv that the kernel has of it."""
+    assert systemd_syntax.environment(started.told, _Values()) == " ".join(meant(guest))
+    assert started.argv == meant(guest)[1:]
 
 
 def _told(block: str, name: str) -> list[str]:

@@ -22,6 +22,10 @@ def test_a_few_through_systemd() -> None:
     assert fuzz.through_systemd(1, 60) == []
 
 
+def test_a_few_started_by_systemd() -> None:
+    assert fuzz.started_by_systemd(1, 60) == []
+
+
 def test_the_same_number_is_the_same_input(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bytes] = []
     monkeypatch.setattr(config, "read_guest", lambda *asked: seen.append(asked[2]))
@@ -44,6 +48,13 @@ def test_quoting_that_is_wrong_is_found(monkeypatch: pytest.MonkeyPatch) -> None
 def test_quoting_that_is_wrong_is_found_by_systemd(monkeypatch: pytest.MonkeyPatch) -> None:
     broken_quoting(monkeypatch)
     assert fuzz.through_systemd(1, 60)
+
+
+def test_quoting_that_is_wrong_is_found_by_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = dict(unitfile._ESCAPED)
+    del found["$"]
+    monkeypatch.setattr(unitfile, "_ESCAPED", found)
+    assert fuzz.started_by_systemd(1, 60)
 
 
 def test_a_directive_that_nobody_meant_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
