@@ -85,6 +85,7 @@ install:
 	sed 's|@LIBDIR@|$(LIBDIR)|' units/kvmsup-generator > $(DESTDIR)$(PREFIX)/lib/systemd/system-generators/kvmsup-generator
 	chmod 0755 $(DESTDIR)$(PREFIX)/bin/kvmsup $(DESTDIR)$(PREFIX)/lib/systemd/system-generators/kvmsup-generator
 	install -Dm644 units/kvmsup.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/kvmsup.conf
+	install -Dm644 units/90-kvmsup.preset $(DESTDIR)$(PREFIX)/lib/systemd/system-preset/90-kvmsup.preset
 	install -Dm644 units/80-kvmsup-tap.link $(DESTDIR)$(PREFIX)/lib/systemd/network/80-kvmsup-tap.link
 	install -Dm644 units/kvmsup.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/kvmsup.conf
 
