@@ -20,7 +20,7 @@ DEB      := build/kvmsup_$(VERSION)_all.deb
 PREFIX   := /usr
 LIBDIR   := $(PREFIX)/lib/kvmsup
 UNITDIR  := $(PREFIX)/lib/systemd/system
-SOURCES   = $(shell git ls-files -co --exclude-standard kvmsup units etc packaging Makefile pyproject.toml LICENSE NEWS.md README.md)
+SOURCES   = $(shell git ls-files -co --exclude-standard kvmsup units etc packaging Makefile pyproject.toml LICENSE NEWS.md README.md SECURITY.md)
 
 .PHONY: demo check test golden deb lab install clean soak
 demo: $(DEB) | tools
@@ -59,6 +59,7 @@ deb: $(DEB)
 
 $(DEB): $(SOURCES) | tools
 	packaging/build-deb $@
+	lintian --allow-root --pedantic --display-info --fail-on error,warning $@
 
 # What a fresh Debian machine lacks, by name.
 .PHONY: tools
