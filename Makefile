@@ -20,7 +20,7 @@ DEB      := build/kvmsup_$(VERSION)_all.deb
 PREFIX   := /usr
 LIBDIR   := $(PREFIX)/lib/kvmsup
 UNITDIR  := $(PREFIX)/lib/systemd/system
-SOURCES   = $(shell git ls-files -co --exclude-standard kvmsup units etc packaging Makefile pyproject.toml LICENSE NEWS.md README.md)
+SOURCES   = $(shell git ls-files -co --exclude-standard kvmsup units etc packaging Makefile pyproject.toml LICENSE NEWS.md README.md SECURITY.md)
 
 .PHONY: demo check test golden deb lab install clean soak
 demo: $(DEB) | tools
@@ -59,6 +59,7 @@ deb: $(DEB)
 
 $(DEB): $(SOURCES) | tools
 	packaging/build-deb $@
+	lintian --allow-root --pedantic --display-info --fail-on error,warning $@
 
 # What a fresh Debian machine lacks, by name.
 .PHONY: tools
@@ -85,6 +86,7 @@ install:
 	sed 's|@LIBDIR@|$(LIBDIR)|' units/kvmsup-generator > $(DESTDIR)$(PREFIX)/lib/systemd/system-generators/kvmsup-generator
 	chmod 0755 $(DESTDIR)$(PREFIX)/bin/kvmsup $(DESTDIR)$(PREFIX)/lib/systemd/system-generators/kvmsup-generator
 	install -Dm644 units/kvmsup.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/kvmsup.conf
+	install -Dm644 units/90-kvmsup.preset $(DESTDIR)$(PREFIX)/lib/systemd/system-preset/90-kvmsup.preset
 	install -Dm644 units/80-kvmsup-tap.link $(DESTDIR)$(PREFIX)/lib/systemd/network/80-kvmsup-tap.link
 	install -Dm644 units/kvmsup.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/kvmsup.conf
 

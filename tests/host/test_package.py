@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from tests.host import guests
-from tests.lab.host import Host
+from tests.lab.host import Host, Lab
 
 PROGRAMS = ("/usr/bin/kvmsup", "/usr/lib/kvmsup/kvmsup-guest", "/usr/lib/systemd/system-generators/kvmsup-generator")
 PAGES = ("man1/kvmsup.1.gz", "man5/kvmsup.guest.5.gz", "man5/kvmsup.toml.5.gz", "man8/kvmsup-generator.8.gz")
@@ -146,6 +146,7 @@ def test_a_package_that_is_back_has_its_guests_back(fresh_host: Host, deb: Path)
     assert facts(fresh_host) == before
     assert guests.show(fresh_host, "kvm@tiny", "FragmentPath", "DropInPaths", "Slice") == units
     assert guests.kvmsup(fresh_host, "status tiny")["drift"] is False
+    assert guests.state(fresh_host, "kvmsup") == "active"
     guests.kill(fresh_host, "tiny")
     assert guests.leftovers(fresh_host) == []
 
@@ -177,12 +178,76 @@ def test_removal_without_guests_leaves_nothing_behind(fresh_host: Host) -> None:
 
 def test_purge_keeps_the_administrators_files_and_names_them(fresh_host: Host) -> None:
     guests.configure(fresh_host, {"web": guests.SHARED})
-    fresh_host.run("systemctl enable kvm@web; touch /etc/kvmsup.toml")
+    fresh_host.run("systemctl enable kvm@web; touch /etc/kvmsup.toml; mkdir -p /var/lib/kvmsup/web")
     told = apt(fresh_host, "purge")
     wanted = "/etc/systemd/system/multi-user.target.wants/kvm@web.service"
-    for left in ("/etc/kvmsup/web.toml", "/etc/kvmsup.toml", wanted):
+    for left in ("/etc/kvmsup/web.toml", "/etc/kvmsup.toml", wanted, "/var/lib/kvmsup/web"):
         assert f"left as it is: {left}\n" in told
     assert fresh_host.read("/etc/kvmsup/web.toml") == guests.SHARED
     fresh_host.run("test ! -e /run/kvmsup && test ! -e /etc/needrestart/conf.d/kvmsup.conf")
     fresh_host.run("test ! -e /etc/systemd/system/paths.target.wants/kvmsup-reload.path")
     assert fresh_host.run("find /var/lib/systemd/deb-systemd-helper-enabled -name 'kvm*'").stdout == ""
+
+
+def test_purge_under_a_guest_lets_it_end_as_it_should(fresh_host: Host) -> None:
+    guests.configure(fresh_host, {"tiny": guests.TINY})
+    guests.start(fresh_host, "tiny")
+    process, held = guests.pid(fresh_host, "tiny"), guests.pages(fresh_host)
+    told = apt(fresh_host, "purge")
+    assert "these guests keep running: tiny\n" in told
+    assert "guests hold CPUs or memory of this host; /run/kvmsup is gone at the next boot\n" in told
+    assert (guests.pid(fresh_host, "tiny"), guests.pages(fresh_host)) == (process, held)
+    guests.kill(fresh_host, "tiny")
+    assert guests.pages(fresh_host) == (0, 0)
+    assert guests.leftovers(fresh_host) == []
+
+
+def test_a_purge_leaves_nothing(lab: Lab, deb: Path) -> None:
+    """The host's files before and after: installed, a guest with an image of its own, and all gone again."""
+    with lab.fresh() as host:
+        before = files(host)
+        host.install(deb)
+        image = '[disk.root]\npath = "root.raw"\nformat = "raw"\nsize = "1M"\n'
+        guests.configure(host, {"tiny": guests.TINY + image})
+        guests.start(host, "tiny")
+        guests.kill(host, "tiny")
+        assert "/var/lib/private/kvmsup/tiny/root.raw" in files(host)
+        host.run(
+            "rm -r /etc/kvmsup/tiny.toml /var/lib/private/kvmsup/tiny /var/lib/kvmsup/tiny; systemctl daemon-reload"
+        )
+        assert "left as it is" not in apt(host, "purge")
+        assert files(host) - before == set()
+
+
+def files(host: Host) -> set[str]:
+    """All that bears a name of kvmsup's or of the guest, but for what dpkg, systemd and the journal keep."""
+    others = ("/run/systemd/units", "/var/cache", "/var/lib/dpkg", "/var/log", "/var/tmp")
+    pruned = " -o ".join(f"-path {path}" for path in others)
+    found = host.run(f"find /etc /run /usr /var \\( {pruned} \\) -prune -o -print").stdout.splitlines()
+    return {path for path in found if "kvm" in path or "tiny" in path}
+
+
+def test_presets(lab: Lab, deb: Path) -> None:
+    """No guest is enabled by a preset, edits are picked up, and the administrator's own presets come first."""
+    with lab.fresh() as host:
+        host.run("mkdir -p /etc/systemd/system-preset")
+        host.put(b"disable kvmsup-reload.path\n", "/etc/systemd/system-preset/50-mine.preset")
+        host.put(b"disable *\n", "/etc/systemd/system-preset/99-all.preset")
+        host.install(deb)
+        stopped = {"ActiveState": "inactive", "UnitFileState": "disabled"}
+        assert guests.show(host, "kvmsup-reload.path", "ActiveState", "UnitFileState") == stopped
+
+        host.run("apt-get purge -y kvmsup; rm /etc/systemd/system-preset/50-mine.preset", timeout=240)
+        host.install(deb)
+        started = {"ActiveState": "active", "UnitFileState": "enabled"}
+        assert guests.show(host, "kvmsup-reload.path", "ActiveState", "UnitFileState") == started
+
+        host.run("systemctl disable kvmsup-reload.path; systemctl enable kvm@web")
+        host.run("systemctl preset kvmsup-reload.path kvm@web.service 'kvm@.service'")
+        enabled = "systemctl is-enabled kvmsup-reload.path kvm@web.service"
+        assert host.run(enabled, check=False).stdout.split() == ["enabled", "disabled"]
+        assert host.run("ls /etc/systemd/system/*.wants | grep kvm@", check=False).stdout == ""
+        # An upgrade leaves alone what the administrator has decided meanwhile.
+        host.run("systemctl disable --now kvmsup-reload.path")
+        host.install(deb)
+        assert guests.show(host, "kvmsup-reload.path", "ActiveState", "UnitFileState") == stopped
