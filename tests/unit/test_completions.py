@@ -95,7 +95,12 @@ def options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
     return {name: action for action in parser._actions for name in action.option_strings if name.startswith("--")}
 
 
-VALUED = [(verb, name) for verb in VERBS for name, action in options(VERBS[verb]).items() if action.nargs != 0]
+def has_value(action: argparse.Action) -> bool:
+    """Whether the next word is its value; what may be left out can only be given as --option=value."""
+    return action.nargs not in (0, "?")
+
+
+VALUED = [(verb, name) for verb in VERBS for name, action in options(VERBS[verb]).items() if has_value(action)]
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +212,8 @@ def test_zsh_describes_as_argparse_does() -> None:
     for parser in VERBS.values():
         for name, action in options(parser).items():
             told = "[" + action.help.replace("]", "\\]") + "]" if action.help else ":"
-            assert f"{name}{'=' if action.nargs != 0 else ''}{told}" in text
+            told = f"=-{told}" if action.nargs == "?" else told
+            assert f"{name}{'=' if has_value(action) else ''}{told}" in text
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])
