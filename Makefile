@@ -31,7 +31,7 @@ check: $(VENV)/ready
 
 # The hosts of two groups run side by side: each keeps about one core busy.
 test: $(VENV)/ready $(DEB) | tools
-	@packaging/install-tools ovmf qemu-guest-agent
+	@packaging/install-tools ovmf qemu-guest-agent zsh fish
 	python3 -m tests.lab build
 	python3 -m tests.lab build --suite bookworm
 	KVMSUP_DEB=$(DEB) $(PYTHON) -m pytest -n 2 --dist loadfile --durations 12 tests/host tests/unit tests/golden

@@ -10,7 +10,11 @@ from tests.host import guests
 from tests.lab.host import Host, Lab
 
 PROGRAMS = ("/usr/bin/kvmsup", "/usr/lib/kvmsup/kvmsup-guest", "/usr/lib/systemd/system-generators/kvmsup-generator")
-PAGES = ("man1/kvmsup.1.gz", "man5/kvmsup.guest.5.gz", "man5/kvmsup.toml.5.gz", "man8/kvmsup-generator.8.gz")
+PAGES = (
+    *("man1/kvmsup.1.gz", "man5/kvmsup.guest.5.gz", "man5/kvmsup.toml.5.gz", "man8/kvmsup-generator.8.gz"),
+    *("man8/kvm@.service.8.gz", "man8/kvm-setup@.service.8.gz", "man8/kvm-dedicated.slice.8.gz"),
+)
+OTHER_SHELLS = ("zsh/vendor-completions/_kvmsup", "fish/vendor_completions.d/kvmsup.fish")
 KEPT = ("/run/kvmsup/lib", "/run/systemd/system/kvm@.service", "/run/systemd/system/kvm-setup@.service")
 
 
@@ -19,6 +23,7 @@ def test_files_are_where_they_belong(host: Host) -> None:
     for program in PROGRAMS:
         assert host.run(f"stat -c '%U %a' {program}").stdout == "root 755\n"
     host.run(" && ".join(f"test -s /usr/share/man/{page}" for page in PAGES))
+    host.run(" && ".join(f"test -s /usr/share/{file}" for file in OTHER_SHELLS))
     assert "demo/demo.toml" in host.run("find /usr/share/doc/kvmsup/examples -type f").stdout
     assert host.run("kvmsup --version").stdout.startswith("kvmsup ")
 
@@ -55,6 +60,18 @@ def test_completion(host: Host) -> None:
     assert completed(host, "kvmsup", "status", "w") == {"web"}
     assert completed(host, "kvmsup", "check", "--r") == {"--root"}
     host.run("rm /etc/kvmsup/web.toml /etc/kvmsup/db.toml")
+
+
+def test_completion_of_a_guest_that_runs(host: Host) -> None:
+    """Its control group is where the completions look for it."""
+    guests.configure(host, {"runs-now": guests.TINY})
+    assert completed(host, "kvmsup", "console", "") == set()
+    guests.start(host, "runs-now")
+    assert completed(host, "kvmsup", "console", "") == {"runs-now"}
+    assert completed(host, "kvmsup", "verify", "r") == {"runs-now"}
+    guests.kill(host, "runs-now")
+    assert completed(host, "kvmsup", "console", "") == set()
+    host.run("rm /etc/kvmsup/runs-now.toml; systemctl start kvmsup-reload.path")
 
 
 def completed(host: Host, *words: str) -> set[str]:
