@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from kvmsup.cli import show
-from kvmsup.effects import balloon, observe
+from kvmsup.effects import balloon, glance, observe
 from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
 from kvmsup.plan.balloon import MIB, told
@@ -46,9 +46,9 @@ def run(asked: argparse.Namespace) -> int:
     return 0 if reached else 1
 
 
-def _running(guest: str) -> observe.Seen:
+def _running(guest: str) -> glance.Seen:
     """The guest, which runs and has a balloon. Raises KvmsupError."""
-    seen = observe.running("", guest)
+    seen = glance.running("", guest)
     if not (seen.claim and seen.claim.balloon):
         hint = f"write [memory.balloon] with min into /etc/kvmsup/{guest}.toml; it applies from the next start on"
         raise KvmsupError(f"{guest} was started without a balloon", hint)
@@ -68,7 +68,7 @@ def _check(claim: Claim | None, size: int) -> None:
         raise KvmsupError(f"the size of {claim.guest} follows the host's memory by itself", hint)
 
 
-def _resize(seen: observe.Seen, size: int) -> None:
+def _resize(seen: glance.Seen, size: int) -> None:
     try:
         with balloon.monitor("", seen.name, seen.pid, "admin", _PATIENCE_SECONDS) as talk:
             balloon.resize(talk, size)
@@ -99,7 +99,7 @@ class _Progress:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-def _wait(seen: observe.Seen, size: int, progress: _Progress) -> None:
+def _wait(seen: glance.Seen, size: int, progress: _Progress) -> None:
     """Until the guest has `size`, or gets nowhere. The monitor is left free between two looks. Raises KvmsupError."""
     last, moved = -1, time.monotonic()
     while True:

@@ -37,7 +37,8 @@ _kvmsup() {
         check) words="$(_kvmsup_guests) --root --json --help" ;;
         plan) words="$(_kvmsup_guests) --root --json --help" ;;
         console) words="$(_kvmsup_guests) --detach-key --json --help" ;;
-        balloon | status | verify) words="$(_kvmsup_guests) --json --help" ;;
+        balloon | verify) words="$(_kvmsup_guests) --json --help" ;;
+        status) words="$(_kvmsup_guests) --watch --interval --json --help" ;;
         freeze)
             words="--json --help $(_kvmsup_guests)"
             if ((COMP_CWORD > 3)) || [[ $previous != freeze && $previous != --json ]]; then
@@ -52,8 +53,9 @@ _kvmsup() {
             words+=' --description --hostname --ssh-key --user-data --print --json --help'
             ;;
         import) words='--name --output --json --help' ;;
-        topology) words='--svg --root --json --help' ;;
-        host | list) words='--json --help' ;;
+        topology) words='--svg --root --watch --interval --json --help' ;;
+        list) words='--watch --interval --json --help' ;;
+        host) words='--json --help' ;;
     esac
     [[ $current == -* || $verb != '' ]] || words=${words%% --*}
     mapfile -t COMPREPLY < <(compgen -W "$words" -- "$current")

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvmsup import __version__, cli
 from kvmsup.cli import show
@@ -44,6 +46,22 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"kvmsup {__version__}\n"
+
+
+WORDS = st.sampled_from(
+    ["list", "status", "check", "plan", "web", "db", "-", "--", "--json", "--js", "--watch", "--root", "--root=/x", ""]
+)
+
+
+@given(st.lists(WORDS, max_size=5))
+def test_the_quick_reading_of_the_command_line_is_the_parsers(words: list[str]) -> None:
+    if asked := cli.plain(words):
+        assert vars(asked) == vars(cli.parser().parse_args(words))
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["status", "web"], ["check"], ["check", "a", "b"]])
+def test_common_command_lines_are_read_quickly(words: list[str]) -> None:
+    assert cli.plain(words)
 
 
 def test_every_verb_has_its_module() -> None:
@@ -182,6 +200,39 @@ def test_table_lines_up() -> None:
         "a-long-name  failed  0-3",
     ]
     assert show.table(("GUEST", ""), []) == ["GUEST"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        ({"LC_ALL": "C.UTF-8"}, "a · b … \\udcff ä\n"),
+        ({"LC_ALL": "C"}, "a | b ... \\udcff \\xe4\n"),
+        ({"LC_ALL": "POSIX"}, "a | b ... \\udcff \\xe4\n"),
+        ({}, "a · b … \\udcff ä\n"),
+    ],
+)
+def test_a_locale_that_has_no_more_characters(environment: dict[str, str], shown: str) -> None:
+    program = (
+        "import sys\nfrom kvmsup import cli\nfrom kvmsup.cli import list as listing, show\n"
+        "listing.at_once = lambda: show.Look({}, ['a \\u00b7 b \\u2026 \\udcff \\xe4'])\nsys.exit(cli.main(['list']))"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("LC_ALL", "LC_CTYPE", "LANG")}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=kept | environment, capture_output=True, check=True)
+    assert done.stdout.decode() == shown
+
+
+def test_a_line_of_parts_is_folded_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert show.folded("one · two · three") == ["one · two · three"]
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", "11")
+    assert show.folded("one · two · three") == ["one · two", "  three"]
+    assert show.folded("a-long-one-alone · two") == ["a-long-one-alone", "  two"]
+
+
+def test_amounts_have_three_digits_or_four() -> None:
+    told = [show.amount(size) for size in (0, 999, 10 << 10, 9 << 20, 10 << 20, 64 << 30, 20 << 40)]
+    assert told == ["0", "999", "10K", "9216K", "10M", "64G", "20T"]
 
 
 class Terminal(io.StringIO):
