@@ -70,6 +70,17 @@ def test_a_listing_asks_systemd_for_guests_only(
     assert all(map(is_shown, show.table(("GUEST",), [[one["name"]] for one in rows])))
 
 
+def test_a_quick_listing_asks_for_what_systemd_has_loaded(
+    root: str, systemctl: trees.Systemctl, tmp_path: Path
+) -> None:
+    (tmp_path / "etc/kvmsup/web.toml").write_text('memory.size = "1G"\n')
+    (tmp_path / "etc/kvmsup/db.toml").write_text('memory.size = "1G"\n')
+    log = systemctl({"kvm@db.service": ("failed", ""), "kvm@other.service": ("inactive", "")})
+    states = {one.name: one.active for one in glance.loaded(root)}
+    assert states == {ODD: "inactive", BYTES: "inactive", "db": "failed", "web": "inactive"}
+    assert log.read_text().split("-- ")[1] == "kvm@*.service\n"
+
+
 def test_a_plan_places_guests_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The addresses of interfaces and of vsock derive from the name, which has to be one."""
     root = str(tmp_path)
