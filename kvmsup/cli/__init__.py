@@ -225,7 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _be_readable()
     try:
         status = _module(asked.verb).run(asked)
-        sys.stdout.flush()
+        if sys.stdout:  # there is none where the descriptor was closed
+            sys.stdout.flush()
         return int(status)
     except KvmsupError as error:
         print(f"kvmsup: {error}", file=sys.stderr)
@@ -233,7 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read the listing has seen enough. What is still in the buffer must not fail a second time at exit
         # (docs.python.org, signal, "Note on SIGPIPE").
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            os.dup2(nothing, stream.fileno())
         return 1
     except KeyboardInterrupt:
         return 130

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 
 from kvmsup.cli import show
@@ -69,7 +68,7 @@ def _table(chosen: list[CpuModel]) -> list[str]:
     """The listing; on a terminal what is missing is cut to its width, anything else gets it whole."""
     rows = [[_name(model), model.alias_of, _word(model), ", ".join(model.missing)] for model in chosen]
     room = 0
-    if sys.stdout.isatty():
+    if show.on_terminal():
         before = [max(map(len, column)) for column in list(zip(_HEADS, *rows, strict=True))[:3]]
         room = show.columns() - sum(before) - 2 * len(before)
     for row in rows:
@@ -100,7 +99,7 @@ def _lines(model: CpuModel, known: Catalogue, relatives: list[str]) -> list[str]
 
 
 def _wrapped(head: str, text: str) -> list[str]:
-    width = show.columns() if sys.stdout.isatty() else 120
+    width = show.columns() if show.on_terminal() else 120
     return textwrap.wrap(
         text,
         max(width, 40),

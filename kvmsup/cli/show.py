@@ -30,9 +30,14 @@ _COLOURS = {
 }
 
 
+def on_terminal() -> bool:
+    """Whether standard output is a terminal. There is none at all where the descriptor was closed."""
+    return bool(sys.stdout) and sys.stdout.isatty()
+
+
 def coloured() -> bool:
     """Colour is for terminals, unless NO_COLOR is there and not empty (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return on_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def paint(word: str, text: str = "") -> str:
@@ -69,7 +74,7 @@ def columns() -> int:
 def folded(text: str) -> list[str]:
     """`text` in the lines that a terminal has room for, parted between its parts; in one line elsewhere."""
     lines = [""]
-    room = columns() if sys.stdout.isatty() else len(text)
+    room = columns() if on_terminal() else len(text)
     for part in text.split(_BETWEEN):
         if lines[-1] and len(lines[-1]) + len(_BETWEEN) + len(part) > room:
             lines.append(f"  {part}")

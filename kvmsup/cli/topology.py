@@ -90,7 +90,7 @@ def _width() -> int:
 
 def _style() -> picture_text.Style:
     try:
-        "".join(picture_text.UNICODE).encode(sys.stdout.encoding or "ascii")
+        "".join(picture_text.UNICODE).encode((sys.stdout and sys.stdout.encoding) or "ascii")
     except (UnicodeEncodeError, LookupError):
         return picture_text.ASCII
     return picture_text.UNICODE

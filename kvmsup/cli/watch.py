@@ -41,7 +41,7 @@ class _Told(Exception):
 
 def run(look: Callable[[], show.Look], seconds: float, *, json: bool) -> int:
     """Show `look()` every `seconds`, until Ctrl-C. Raises KvmsupError where even the first look fails."""
-    if not json and not (sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"):
+    if not json and not (show.on_terminal() and os.environ.get("TERM", "dumb") != "dumb"):
         hint = "with --json each look is a line; watch(1) repeats any command"
         raise KvmsupError("watching draws on a terminal, and standard output is none that can be drawn on", hint)
     first = look()
@@ -84,17 +84,33 @@ def _frames(
 ) -> None:
     lines, due = found.lines, time.monotonic()
     while True:
-        size = os.get_terminal_size(sys.stdout.fileno())
+        size = _size()
         head = show.dimmed(f"every {seconds:g} s · {time.strftime('%H:%M:%S')} · q or Ctrl-C ends")
-        draw(frame([head, *lines], size.columns, size.lines))
+        draw(frame([head, *lines], *size))
         due = _next(due, seconds)
-        while (left := due - time.monotonic()) > 0 and size == os.get_terminal_size(sys.stdout.fileno()):
+        while (left := due - time.monotonic()) > 0 and size == _size():
             if keys.pressed(left):
                 return
         try:
             lines = look().lines
         except KvmsupError as error:
             lines = f"kvmsup: {error}".splitlines()
+
+
+def _size() -> tuple[int, int]:
+    """Columns and rows; those of a VT100 where the terminal does not know, as on a serial line."""
+    with _while_it_is_there():
+        columns, rows = os.get_terminal_size(sys.stdout.fileno())
+    return (columns, rows) if columns and rows else (80, 24)
+
+
+@contextlib.contextmanager
+def _while_it_is_there() -> Iterator[None]:
+    """A terminal that goes without a signal, as below nohup(1), ends this as the signal would."""
+    try:
+        yield
+    except OSError:
+        raise _Told(signal.SIGHUP) from None
 
 
 def frame(lines: Sequence[str], columns: int, rows: int) -> str:
@@ -129,7 +145,8 @@ class _Keys:
         ready = select.select([self.wakes, *([keyboard] if self.keyboard else [])], [], [], max(0.0, seconds))[0]
         if self.wakes in ready:
             os.read(self.wakes, 512)
-        typed = os.read(keyboard, 64) if keyboard in ready else b"-"
+        with _while_it_is_there():
+            typed = os.read(keyboard, 64) if keyboard in ready else b"-"
         self.keyboard = self.keyboard and bool(typed)
         return any(key in typed for key in _QUIT)
 
@@ -146,7 +163,7 @@ def _screen() -> Iterator[tuple[_Keys, Callable[[str], None]]]:
             tty.setcbreak(terminal, termios.TCSADRAIN)
 
     def leave() -> None:
-        with contextlib.suppress(termios.error, OSError):  # the terminal is gone: SIGHUP
+        with contextlib.suppress(termios.error, OSError, _Told):  # the terminal is gone
             _write(_LEAVE)
             if terminal is not None:
                 termios.tcsetattr(terminal, termios.TCSADRAIN, mode)
@@ -195,8 +212,9 @@ def _end(number: int, _: object) -> NoReturn:
 def _write(text: str) -> None:
     """All of it in one go, as far as the terminal takes it."""
     rest = memoryview(text.encode(sys.stdout.encoding or "ascii", sys.stdout.errors or "backslashreplace"))
-    while rest:
-        try:
-            rest = rest[os.write(sys.stdout.fileno(), rest) :]
-        except BlockingIOError:  # somebody else has made the terminal so
-            select.select([], [sys.stdout.fileno()], [])
+    with _while_it_is_there():
+        while rest:
+            try:
+                rest = rest[os.write(sys.stdout.fileno(), rest) :]
+            except BlockingIOError:  # somebody else has made the terminal so
+                select.select([], [sys.stdout.fileno()], [])

@@ -192,6 +192,37 @@ def test_a_reader_that_has_seen_enough() -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_the_program_itself_before_a_reader_that_has_seen_enough(closed: str, tmp_path: Path) -> None:
+    """It ends without Python's own tidying up."""
+    program = tmp_path / "kvmsup"
+    program.write_text((ROOT / "units/kvmsup").read_text().replace("@LIBDIR@", str(ROOT)))
+    command = [sys.executable, "-IS", str(program), "check", "--root", str(BY_NAME["14-broken-file"])]
+    reading, writing = os.pipe()
+    os.close(reading)
+    json_too = ["--json"] if closed == "stdout" else []
+    other = {"stdout": "stderr", "stderr": "stdout"}[closed]
+    done = subprocess.run([*command, *json_too], **{closed: writing, other: subprocess.PIPE}, check=False)  # type: ignore[call-overload]
+    os.close(writing)
+    assert (done.returncode, done.stdout or b"", done.stderr or b"") == (1, b"", b"")
+
+
+def test_the_program_itself(tmp_path: Path) -> None:
+    program = tmp_path / "kvmsup"
+    program.write_text((ROOT / "units/kvmsup").read_text().replace("@LIBDIR@", str(ROOT)))
+    command = [sys.executable, "-IS", str(program)]
+    case = str(BY_NAME["03-dedicated"])
+    done = subprocess.run([*command, "check", "--root", case], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 guest is sound\n", "")
+    done = subprocess.run([*command, "list", "web"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("usage: ")
+    # Without standard output there is nothing to flush.
+    for verb in ("check", "plan"):
+        closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command, verb, "--root", case]
+        done = subprocess.run(closed, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr and (verb != "check" or done.returncode == 0)
+
+
 def test_table_lines_up() -> None:
     rows = [["web", "active", ""], ["a-long-name", "failed", "0-3"]]
     assert show.table(("GUEST", "STATE", "CPUS"), rows) == [

@@ -106,6 +106,26 @@ def test_it_can_be_stopped_and_goes_on() -> None:
         assert terminal.end() == 0
 
 
+def test_a_terminal_that_does_not_know_its_size() -> None:
+    with terminals.running(PROGRAM, "list", "--interval", "0.1", rows=0, columns=0) as terminal:
+        terminal.rows = 24
+        terminal.until("\x1b[?2026l", terminal.until("look 2"))
+        assert terminal.screen()[-1] == "(10 more lines)"
+        terminal.press(b"q")
+        assert terminal.end() == 0
+
+
+def test_a_terminal_that_goes_without_a_word() -> None:
+    """A program that does not hear of it: it may have been told not to."""
+    deaf = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nsignal.signal = lambda *_: None\n"
+    with terminals.running(deaf + PROGRAM, "list", "--interval", "0.1") as terminal:
+        terminal.until("look 2")
+        pid, terminal.pid = terminal.pid, 0
+        os.close(terminal.master)
+        terminal.master = os.open(os.devnull, os.O_RDONLY)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
+
+
 def test_a_line_of_json_each_time() -> None:
     command = [sys.executable, "-c", PROGRAM, "list", "--interval", "0.1", "--json"]
     with subprocess.Popen(
