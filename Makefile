@@ -48,6 +48,10 @@ golden: $(VENV)/ready
 bench-placement: $(VENV)/ready
 	$(PYTHON) -m bench.placement
 
+.PHONY: bench-cli
+bench-cli: $(VENV)/ready
+	$(PYTHON) -m bench.cli
+
 .PHONY: bench-ksm
 bench-ksm: $(VENV)/ready
 	$(PYTHON) -m bench.ksm
@@ -85,6 +89,8 @@ install:
 	sed 's|@LIBDIR@|$(LIBDIR)|' units/kvmsup > $(DESTDIR)$(PREFIX)/bin/kvmsup
 	sed 's|@LIBDIR@|$(LIBDIR)|' units/kvmsup-generator > $(DESTDIR)$(PREFIX)/lib/systemd/system-generators/kvmsup-generator
 	chmod 0755 $(DESTDIR)$(PREFIX)/bin/kvmsup $(DESTDIR)$(PREFIX)/lib/systemd/system-generators/kvmsup-generator
+	install -d $(DESTDIR)$(PREFIX)/share/kvmsup/schema
+	install -m644 packaging/schema/*.json $(DESTDIR)$(PREFIX)/share/kvmsup/schema
 	install -Dm644 units/kvmsup.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/kvmsup.conf
 	install -Dm644 units/90-kvmsup.preset $(DESTDIR)$(PREFIX)/lib/systemd/system-preset/90-kvmsup.preset
 	install -Dm644 units/80-kvmsup-tap.link $(DESTDIR)$(PREFIX)/lib/systemd/network/80-kvmsup-tap.link

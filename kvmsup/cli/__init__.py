@@ -6,21 +6,29 @@ Exit status: 0 good, 1 the configuration, the host or a guest is at fault, 2 usa
 
 from __future__ import annotations
 
-import argparse
-import importlib
+import codecs
 import io
 import os
 import sys
 from collections.abc import Sequence
 
-from kvmsup import __version__, sizes
+from kvmsup import __version__
 from kvmsup.errors import KvmsupError
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
 
 _OTHERWISE = {"import": "importing"}
+_WRITING = ("new", "import")  # TOML, for which there is a library
+_WATCH_SECONDS = 2.0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of kvmsup(1)."""
+    import argparse
+
     top = argparse.ArgumentParser(prog="kvmsup", description="KVM guests as ordinary systemd services")
     top.add_argument("--version", action="version", version=f"kvmsup {__version__}")
     verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
@@ -29,10 +37,11 @@ def parser() -> argparse.ArgumentParser:
     check.add_argument("guests", nargs="*", metavar="GUEST", help="a guest, or - for a file on standard input; all")
     check.add_argument("--root", default="", metavar="DIR", help="check the configuration below DIR")
 
-    verbs.add_parser("list", help="guests and the host at a glance")
+    _watch(verbs.add_parser("list", help="guests and the host at a glance"))
 
     status = verbs.add_parser("status", help="everything about one guest: threads, CPUs, memory")
     status.add_argument("guest", metavar="GUEST")
+    _watch(status)
 
     plan = verbs.add_parser("plan", help="where guests would go, and why; nothing is touched")
     plan.add_argument("guest", nargs="?", default="", metavar="GUEST", help="one guest as if started now; all")
@@ -64,19 +73,23 @@ def parser() -> argparse.ArgumentParser:
     topology = verbs.add_parser("topology", help="a picture of the host: which guest has which CPU")
     topology.add_argument("--root", default="", metavar="DIR", help="the host whose /sys and /run are below DIR")
     topology.add_argument("--svg", default="", metavar="FILE", help="write it as SVG; - is standard output")
+    _watch(topology)
 
     _new(verbs.add_parser("new", help="write the file of a new guest"))
 
-    importing = verbs.add_parser("import", help="write the file of a guest from a libvirt domain's XML")
-    importing.add_argument("file", metavar="FILE", help="what virsh dumpxml writes; - is standard input")
-    importing.add_argument(
-        "--name", default="", metavar="NAME", help="of the guest; as in libvirt, as far as that is one"
-    )
-    importing.add_argument("--output", default="", metavar="PATH", help="not below /etc/kvmsup; - only shows it")
+    _import(verbs.add_parser("import", help="write the file of a guest from a libvirt domain's XML"))
 
     for verb in verbs.choices.values():
         verb.add_argument("--json", action="store_true", help="for programs")
     return top
+
+
+def _watch(verb: argparse.ArgumentParser) -> None:
+    again = verb.add_mutually_exclusive_group()
+    again.add_argument(
+        "--watch", action="store_const", const=_WATCH_SECONDS, default=0.0, help="again every 2 seconds, until Ctrl-C"
+    )
+    again.add_argument("--interval", dest="watch", type=_seconds, metavar="SECONDS", help="watch, that often")
 
 
 def _new(new: argparse.ArgumentParser) -> None:
@@ -100,20 +113,66 @@ def _new(new: argparse.ArgumentParser) -> None:
     new.add_argument("--print", action="store_true", help="only show the file")
 
 
+def _import(importing: argparse.ArgumentParser) -> None:
+    importing.add_argument("file", metavar="FILE", help="what virsh dumpxml writes; - is standard input")
+    importing.add_argument(
+        "--name", default="", metavar="NAME", help="of the guest; as in libvirt, as far as that is one"
+    )
+    importing.add_argument("--output", default="", metavar="PATH", help="not below /etc/kvmsup; - only shows it")
+
+
 def _key(text: str) -> bytes:
     """The byte of a control key in caret notation; none for "none"."""
     if text == "none":
         return b""
     if len(text) == 2 and text[0] == "^" and "@" <= text[1].upper() <= "_":
         return bytes((ord(text[1].upper()) & 0x1F,))
-    raise argparse.ArgumentTypeError(f'"{text}" is not ^ and one of A to Z @ [ \\ ] ^ _, and not none')
+    from argparse import ArgumentTypeError
+
+    raise ArgumentTypeError(f'"{text}" is not ^ and one of A to Z @ [ \\ ] ^ _, and not none')
 
 
 def _size(text: str) -> int:
+    from argparse import ArgumentTypeError
+
+    from kvmsup import sizes
+
     try:
         return sizes.parse(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f'"{text}" {error}') from None
+        raise ArgumentTypeError(f'"{text}" {error}') from None
+
+
+def _seconds(text: str) -> float:
+    from argparse import ArgumentTypeError
+
+    try:
+        if 0.1 <= (found := float(text)) <= 86400:
+            return found
+    except ValueError:
+        pass
+    raise ArgumentTypeError(f'"{text}" is no number of seconds from 0.1 to 86400')
+
+
+def plain(words: Sequence[str]) -> Any:
+    """What `parser` makes of a verb that people ask all day long, with nothing but names and --json; else None.
+
+    To import argparse takes longer than Python does to start, and most of what is left of such a verb.
+    """
+    verb, names = words[0] if words else "", [word for word in words[1:] if word != "--json"]
+    if any(name[:1] == "-" for name in names):
+        return None
+    namespace: Any = type(sys.implementation)  # types.SimpleNamespace
+    asked = namespace(verb=verb, json=len(names) < len(words) - 1)
+    if verb == "list" and not names:
+        asked.watch = 0.0
+    elif verb == "status" and len(names) == 1:
+        asked.guest, asked.watch = names[0], 0.0
+    elif verb == "check":
+        asked.guests, asked.root = names, ""
+    else:
+        return None
+    return asked
 
 
 def module_of(verb: str) -> str:
@@ -121,16 +180,53 @@ def module_of(verb: str) -> str:
     return f"kvmsup.cli.{_OTHERWISE.get(verb, verb.replace('-', '_'))}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
-    asked = parser().parse_args(arguments)
+def packages() -> None:
+    """Have Python find the packages of others: kvmsup(1) is started without, as few verbs need any (python3 -S)."""
+    if sys.flags.no_site:
+        import site
+
+        site.main()
+
+
+def _module(verb: str) -> Any:
+    """As importlib.import_module does it, whose own import is not free."""
+    if verb in _WRITING:
+        packages()
+    name = module_of(verb)
+    __import__(name)
+    return sys.modules[name]
+
+
+# For what kvmsup itself says, where there is nothing else.
+_PLAIN = {"·": "|", "…": "...", "×": "x", "→": "->", "–": "-", "µ": "u"}
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    """A terminal that cannot show a character gets a plain one or its escape, not a traceback."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    found = (_PLAIN.get(char) or char.encode("ascii", "backslashreplace").decode() for char in text)
+    return "".join(found), error.end
+
+
+def _be_readable() -> None:
+    codecs.register_error("plainly", _plainly)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal that cannot show a character gets its escape, not a traceback.
-            stream.reconfigure(errors="backslashreplace")
+            # Python takes C for UTF-8 (PEP 540); who asks for C by name means it.
+            plain = os.environ.get("LC_ALL") in ("C", "POSIX")
+            stream.reconfigure(encoding="ascii" if plain else stream.encoding, errors="plainly")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    words = sys.argv[1:] if arguments is None else arguments
+    asked = plain(words) or parser().parse_args(words)
+    _be_readable()
     try:
-        status = importlib.import_module(module_of(asked.verb)).run(asked)
-        sys.stdout.flush()
+        status = _module(asked.verb).run(asked)
+        if sys.stdout:  # there is none where the descriptor was closed
+            sys.stdout.flush()
         return int(status)
     except KvmsupError as error:
         print(f"kvmsup: {error}", file=sys.stderr)
@@ -138,7 +234,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read the listing has seen enough. What is still in the buffer must not fail a second time at exit
         # (docs.python.org, signal, "Note on SIGPIPE").
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            os.dup2(nothing, stream.fileno())
         return 1
     except KeyboardInterrupt:
         return 130

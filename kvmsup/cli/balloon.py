@@ -3,20 +3,23 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import sys
 import time
-from typing import Any
 
-from kvmsup.cli import show
-from kvmsup.effects import balloon, observe
+from kvmsup.cli import progress, show
+from kvmsup.effects import balloon, glance, observe
 from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
 from kvmsup.plan.balloon import MIB, told
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
 
 _PATIENCE_SECONDS = 2.0
 _LOOK_SECONDS = 0.25
-_LINE_SECONDS = 2.0
 # A guest that gets nowhere for this long has nothing more to give. Linux tries again five times a second
 # (drivers/virtio/virtio_balloon.c, fill_balloon).
 _STUCK_SECONDS = 10.0
@@ -27,9 +30,10 @@ def run(asked: argparse.Namespace) -> int:
     seen = _running(asked.guest)
     if asked.size is not None:
         _check(seen.claim, asked.size)
-        _resize(seen, asked.size)
+        start = _resize(seen, asked.size)
         try:
-            _wait(seen, asked.size, _Progress(asked))
+            with _shown(asked, start) as tell:
+                _wait(seen, asked.size, tell)
         except KeyboardInterrupt:
             print(f"\n{asked.guest} goes on without being watched", file=sys.stderr)
             raise
@@ -46,9 +50,9 @@ def run(asked: argparse.Namespace) -> int:
     return 0 if reached else 1
 
 
-def _running(guest: str) -> observe.Seen:
+def _running(guest: str) -> glance.Seen:
     """The guest, which runs and has a balloon. Raises KvmsupError."""
-    seen = observe.running("", guest)
+    seen = glance.running("", guest)
     if not (seen.claim and seen.claim.balloon):
         hint = f"write [memory.balloon] with min into /etc/kvmsup/{guest}.toml; it applies from the next start on"
         raise KvmsupError(f"{guest} was started without a balloon", hint)
@@ -68,38 +72,25 @@ def _check(claim: Claim | None, size: int) -> None:
         raise KvmsupError(f"the size of {claim.guest} follows the host's memory by itself", hint)
 
 
-def _resize(seen: observe.Seen, size: int) -> None:
+def _resize(seen: glance.Seen, size: int) -> int:
+    """Ask for `size`; the size until now. Raises KvmsupError."""
     try:
         with balloon.monitor("", seen.name, seen.pid, "admin", _PATIENCE_SECONDS) as talk:
+            before = balloon.actual(talk)
             balloon.resize(talk, size)
+            return before
     except QmpError as error:
         raise KvmsupError(f"QEMU of {seen.name} cannot be asked: {error}") from None
 
 
-class _Progress:
-    """One line that is written over on a terminal, a line now and then elsewhere, nothing for programs."""
-
-    def __init__(self, asked: argparse.Namespace) -> None:
-        self.guest, self.size, self.silent = asked.guest, asked.size, asked.json
-        self.terminal = sys.stderr.isatty()
-        self.next = time.monotonic() + (0 if self.terminal else _LINE_SECONDS)
-
-    def at(self, actual: int) -> None:
-        if self.silent or time.monotonic() < self.next:
-            return
-        line = f"{self.guest}: {told(actual)}, on its way to {told(self.size)}"
-        if self.terminal:
-            print(f"\r{line}\x1b[K", end="", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
-            self.next = time.monotonic() + _LINE_SECONDS
-
-    def end(self) -> None:
-        if self.terminal and not self.silent:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+def _shown(asked: argparse.Namespace, start: int) -> contextlib.AbstractContextManager[progress.Tell]:
+    """Programs are told the end alone, and so is who asks for what there is."""
+    if asked.json or start == asked.size:
+        return contextlib.nullcontext(lambda _actual: None)
+    return progress.on_the_way(asked.guest, start, asked.size)
 
 
-def _wait(seen: observe.Seen, size: int, progress: _Progress) -> None:
+def _wait(seen: glance.Seen, size: int, tell: progress.Tell) -> None:
     """Until the guest has `size`, or gets nowhere. The monitor is left free between two looks. Raises KvmsupError."""
     last, moved = -1, time.monotonic()
     while True:
@@ -110,9 +101,9 @@ def _wait(seen: observe.Seen, size: int, progress: _Progress) -> None:
             raise KvmsupError(f"QEMU of {seen.name} cannot be asked any more: {error}") from None
         if actual != last:
             last, moved = actual, time.monotonic()
+        tell(actual)
         if actual == size or time.monotonic() - moved > _STUCK_SECONDS:
-            return progress.end()
-        progress.at(actual)
+            return
         time.sleep(_LOOK_SECONDS)
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
@@ -12,12 +11,17 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 
 from kvmsup.cli import show
-from kvmsup.effects import backing, configs, interfaces, models, outdated, sources, sysfs
+from kvmsup.effects import configs, outdated, sysfs
 from kvmsup.errors import ConfigError, Diagnostic, HostError, KvmsupError
 from kvmsup.model import config, nets, unwise
 from kvmsup.model.guest import NAME_RULE, Guest, is_name
 from kvmsup.model.table import Problem, nearest
 from kvmsup.model.topology import Topology
+from kvmsup.plan.models import worth_asking
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -119,17 +123,32 @@ def _placed(read: config.Read, root: str, topology: Topology | None) -> tuple[Di
     read.document.problems.extend(_never_merged(read, root))
     if root:
         return tuple(read.document.diagnostics())
-    try:
-        found = models.problems(read.guest)
-    except HostError as error:
-        found = [
-            Problem(("cpu", "model"), f"not compared with what this host has: {error.what}", error.hint, False, "note")
-        ]
-    read.document.problems.extend(found)
-    read.document.problems.extend(sources.problems(root, read.guest))
-    read.document.problems.extend(backing.problems(root, read.guest))
-    read.document.problems.extend(interfaces.problems(read.guest))
+    read.document.problems.extend(_of_host(root, read.guest))
     return tuple(read.document.diagnostics())
+
+
+def _of_host(root: str, guest: Guest) -> Iterator[Problem]:
+    """What a start on this host would fail for. Each look is imported by those who have something to look at."""
+    if worth_asking(guest.cpu):
+        from kvmsup.effects import models
+
+        try:
+            yield from models.problems(guest)
+        except HostError as error:
+            what = f"not compared with what this host has: {error.what}"
+            yield Problem(("cpu", "model"), what, error.hint, False, "note")
+    if guest.credentials or guest.cloud_init:
+        from kvmsup.effects import sources
+
+        yield from sources.problems(root, guest)
+    if guest.disks or guest.machine.firmware == "uefi":
+        from kvmsup.effects import backing
+
+        yield from backing.problems(root, guest)
+    if guest.nets:
+        from kvmsup.effects import interfaces
+
+        yield from interfaces.problems(guest)
 
 
 @cache

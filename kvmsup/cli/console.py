@@ -7,7 +7,6 @@ nobody knows whether there is a shell at the other end: so it is shown, not sent
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import select
@@ -21,9 +20,13 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from kvmsup.cli import show
-from kvmsup.effects import observe, peers, qmp
+from kvmsup.effects import glance, peers, qmp
 from kvmsup.errors import KvmsupError
 from kvmsup.plan import paths
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
 
 # For QEMU to let us in: it does so at once, unless somebody else is, or its main loop hangs.
 _ACCEPT_SECONDS = 10.0
@@ -53,7 +56,7 @@ def run(asked: argparse.Namespace) -> int:
     if sys.stdin is None or sys.stdout is None:
         raise KvmsupError("a console needs standard input and output", "they may be /dev/null, but not closed")
     try:
-        with _connected(asked.guest, path, observe.running("", asked.guest).pid) as guest:
+        with _connected(asked.guest, path, glance.running("", asked.guest).pid) as guest:
             if sys.stdin.isatty():
                 print(_greeting(asked.guest, key), file=sys.stderr)
             with _raw_terminal():

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import argparse
-import shutil
-import sys
 import textwrap
-from typing import Any
 
 from kvmsup.cli import show
 from kvmsup.effects import models
 from kvmsup.errors import KvmsupError
 from kvmsup.plan.models import Catalogue, CpuModel, closest, in_order
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
 
 _HEADS = ("MODEL", "VERSION", "HERE", "MISSING FEATURES")
 
@@ -67,9 +68,9 @@ def _table(chosen: list[CpuModel]) -> list[str]:
     """The listing; on a terminal what is missing is cut to its width, anything else gets it whole."""
     rows = [[_name(model), model.alias_of, _word(model), ", ".join(model.missing)] for model in chosen]
     room = 0
-    if sys.stdout.isatty():
+    if show.on_terminal():
         before = [max(map(len, column)) for column in list(zip(_HEADS, *rows, strict=True))[:3]]
-        room = shutil.get_terminal_size().columns - sum(before) - 2 * len(before)
+        room = show.columns() - sum(before) - 2 * len(before)
     for row in rows:
         row[3] = _cut(row[3], max(room, len(_HEADS[3]))) if room else row[3]
     return show.table(_HEADS, rows)
@@ -80,7 +81,7 @@ def _name(model: CpuModel) -> str:
 
 
 def _cut(text: str, room: int) -> str:
-    return text if len(text) <= room else textwrap.shorten(text, room, placeholder=" …")
+    return text if len(text) <= room else textwrap.shorten(text, room, placeholder=" …", break_on_hyphens=False)
 
 
 def _lines(model: CpuModel, known: Catalogue, relatives: list[str]) -> list[str]:
@@ -98,7 +99,7 @@ def _lines(model: CpuModel, known: Catalogue, relatives: list[str]) -> list[str]
 
 
 def _wrapped(head: str, text: str) -> list[str]:
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 120
+    width = show.columns() if show.on_terminal() else 120
     return textwrap.wrap(
         text,
         max(width, 40),

@@ -8,7 +8,6 @@ so, and is thawed first.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import fcntl
 import os
@@ -20,9 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from kvmsup.cli import show
-from kvmsup.effects import agent, observe, proc
+from kvmsup.effects import agent, glance, proc
 from kvmsup.errors import HostError, KvmsupError, QmpError, Refusal
 from kvmsup.plan import paths
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
 
 # Everything that the guest has not written so far has to be written out.
 _FREEZE_SECONDS = 120.0
@@ -44,7 +47,7 @@ def run(asked: argparse.Namespace) -> int:
 
 
 def _pid(guest: str) -> int:
-    seen = observe.running("", guest)
+    seen = glance.running("", guest)
     if not (seen.claim and seen.claim.agent):
         what = f"{guest} has no agent that could freeze it"
         raise KvmsupError(what, "agent = true below [guest], and qemu-guest-agent in the guest; then restart it")

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
-import shutil
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,6 +11,10 @@ from kvmsup.cli import show
 from kvmsup.effects import facts
 from kvmsup.plan import soundness
 from kvmsup.plan.finding import FAIL, UNKNOWN, VERDICTS, Finding
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
 
 _WIDEST = 100
 
@@ -24,7 +26,7 @@ def run(asked: argparse.Namespace) -> int:
     if asked.json:
         show.as_json({"ok": not wrong, "findings": [one._asdict() for one in found]})
     else:
-        for line in lines(found, min(shutil.get_terminal_size().columns, _WIDEST)):
+        for line in lines(found, min(show.columns(), _WIDEST)):
             print(line)
     return 1 if wrong else 0
 

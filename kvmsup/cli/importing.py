@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 from kvmsup import sizes
 from kvmsup.cli import check, show
@@ -18,6 +16,11 @@ from kvmsup.model.guest import NAME_RULE, Guest, is_name
 from kvmsup.plan import libvirt
 from kvmsup.plan.libvirt import Imported
 from kvmsup.plan.libvirt_xml import MOST_BYTES, Told
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
 
 # Of each kind on a screen; --json and the file's own comments have more.
 _MOST_SHOWN = 60

@@ -3,50 +3,66 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator
-from typing import Any
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
-from kvmsup.effects import ksm, observe, outdated, pressure, sysfs, usage
+from kvmsup.effects import configs, glance, ksm, outdated, pressure, sysfs, usage
 from kvmsup.model.claim import Claim
-from kvmsup.model.guest import Guest
 from kvmsup.plan import overcommit
-from kvmsup.plan.changes import LIVE
+from kvmsup.plan.agreed import Outline
 from kvmsup.plan.overcommit import Books
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
+
+    from kvmsup.plan.changes import Change
 
 _NOTE = "NOTE"
 _HEADS = ("GUEST", "STATE", "VCPUS", "CPUS", "PLACEMENT", "MEMORY", "PAGES", "NODE", "KSM", _NOTE)
 
 
 def run(asked: argparse.Namespace) -> int:
-    """Print the listing."""
-    seen = observe.guests("")
-    rows = [row(one, outdated.configured("", one.name)) for one in seen]
-    if asked.json:
-        memory = overcommitted(seen, rows)._asdict()
-        print(json.dumps({"host": host(seen) | {"memory": memory}, "guests": rows}, indent=2))
-        return 0
-    print(_glance(host(seen)))
-    print(overcommit.glance(overcommitted(seen, rows)))
-    if not rows:
-        print("no guests: describe one in /etc/kvmsup/NAME.toml, see kvmsup.guest(5)")
-        return 0
-    for line in show.table(*_without_empty_notes([_cells(one) for one in rows])):
-        print(line)
-    return 0
+    """Print the listing, once or again and again."""
+    look = in_full if asked.json else at_once
+    if asked.watch:
+        from kvmsup.cli import watch
+
+        return watch.run(look, asked.watch, json=asked.json)
+    return show.once(look(), json=asked.json)
 
 
-def host(seen: list[observe.Seen]) -> dict[str, Any]:
+def in_full() -> show.Look:
+    """The host and its guests now, with all that programs are told. Raises KvmsupError."""
+    return _look(glance.guests(""), ksm.thread(""))
+
+
+def at_once() -> show.Look:
+    """As `in_full`, without what takes long to find out and people are not shown. Raises KvmsupError."""
+    return _look(glance.loaded(""), None)
+
+
+def _look(seen: list[glance.Seen], ksmd: int | None) -> show.Look:
+    shared = configs.read_host("")
+    rows = [row(one, *outdated.outline("", one.name, shared, one.claim if one.pid else None)) for one in seen]
+    about, memory = host(seen, ksmd), overcommitted(seen, rows)
+    lines = [*show.folded(_glance(about)), *show.folded(overcommit.glance(memory))]
+    if rows:
+        lines += show.table(*_without_empty_notes([_cells(one) for one in rows]))
+    else:
+        lines.append("no guests: describe one in /etc/kvmsup/NAME.toml, see kvmsup.guest(5)")
+    return show.Look({"host": about | {"memory": memory._asdict()}, "guests": rows}, lines)
+
+
+def host(seen: list[glance.Seen], ksmd: int | None) -> dict[str, Any]:
     """The host's figures. Raises KvmsupError."""
-    topology = sysfs.topology("")
-    merging = ksm.read("", ksm.thread(""))
+    merging = ksm.read("", ksmd)
     owned = frozenset[int]().union(*(one.claim.own_cpus for one in seen if one.claim))
     return {
-        "cpus": cpulist.render(topology.online),
-        "nodes": cpulist.render(topology.nodes),
+        "cpus": cpulist.render(sysfs.online("")),
+        "nodes": cpulist.render(sysfs.nodes("")),
         "dedicated": cpulist.render(owned),
         "running": sum(one.active == "active" for one in seen),
         "guests": len(seen),
@@ -56,7 +72,7 @@ def host(seen: list[observe.Seen]) -> dict[str, Any]:
     }
 
 
-def overcommitted(seen: list[observe.Seen], rows: list[dict[str, Any]]) -> Books:
+def overcommitted(seen: list[glance.Seen], rows: list[dict[str, Any]]) -> Books:
     """What the running guests were promised, against what the host has. Raises KvmsupError."""
     sizes_of = {row["name"]: row["memory"] or 0 for row in rows}
     promises = [
@@ -69,7 +85,7 @@ def overcommitted(seen: list[observe.Seen], rows: list[dict[str, Any]]) -> Books
 
 def _glance(host: dict[str, Any]) -> str:
     owned = host["dedicated"]
-    saved = f", {host['ksm_saved'] >> 20}M saved" if host["ksm_saved"] else ""
+    saved = f", {show.amount(host['ksm_saved'])} saved" if host["ksm_saved"] else ""
     parts = [
         f"{host['running']} of {host['guests']} guests running",
         f"CPU {host['cpus']}{f', {owned} dedicated' if owned else ''}",
@@ -79,7 +95,7 @@ def _glance(host: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def row(seen: observe.Seen, guest: Guest | None) -> dict[str, Any]:
+def row(seen: glance.Seen, outline: Outline | None, changed: list[Change] | None) -> dict[str, Any]:
     """One guest for programs; what only a running guest has is null while it is down."""
     claim = seen.claim
     return {
@@ -90,28 +106,23 @@ def row(seen: observe.Seen, guest: Guest | None) -> dict[str, Any]:
         "pid": seen.pid or None,
         "enabled": seen.enabled == "enabled",
         "description": seen.description,
-        "sound": guest is not None,
-        "vcpus": claim.vcpus if claim else guest.cpu.vcpus if guest else None,
+        "sound": outline is not None,
+        "vcpus": claim.vcpus if claim else outline.vcpus if outline else None,
         "cpus": cpulist.render(frozenset().union(*claim.vcpu)) if claim else None,
-        "placement": _kind(claim, guest),
-        "memory": (claim.size if claim else 0) or (guest.memory.size if guest else None),
-        "page_size": claim.page_size if claim else guest.memory.page_size if guest else None,
+        "placement": _kind(claim, outline),
+        "memory": (claim.size if claim else 0) or (outline.memory if outline else None),
+        "page_size": claim.page_size if claim else outline.page_size if outline else None,
         "nodes": cpulist.render(claim.nodes) if claim else None,
-        "ksm": claim.ksm if claim else guest.memory.ksm if guest else None,
-        "changed": _changed(guest) if guest and seen.pid else None,
+        "ksm": claim.ksm if claim else outline.ksm if outline else None,
+        "changed": None if changed is None or not seen.pid else [one._asdict() for one in changed],
         "qemu": outdated.qemu("", seen.pid)._asdict() if seen.pid else None,
     }
 
 
-def _changed(guest: Guest) -> list[dict[str, Any]] | None:
-    found = outdated.changed("", guest)
-    return None if found is None else [one._asdict() for one in found]
-
-
-def _kind(claim: Claim | None, guest: Guest | None) -> str | None:
-    if claim is None and guest is None:
+def _kind(claim: Claim | None, outline: Outline | None) -> str | None:
+    if claim is None and outline is None:
         return None
-    dedicated = claim.dedicated if claim else guest is not None and guest.placement.dedicated
+    dedicated = claim.dedicated if claim else outline is not None and outline.dedicated
     return "dedicated" if dedicated else "shared"
 
 
@@ -133,6 +144,8 @@ def _cells(one: dict[str, Any]) -> list[str]:
 
 def _notes(one: dict[str, Any]) -> Iterator[str]:
     if one["changed"]:
+        from kvmsup.plan.changes import LIVE
+
         reload = any(change["how"] == LIVE for change in one["changed"])
         yield "edited: reload" if reload else "edited: restart"
     if one["qemu"] and one["qemu"]["differs"]:

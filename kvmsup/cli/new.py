@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import sys
@@ -15,6 +14,10 @@ from kvmsup.model import config
 from kvmsup.model.guest import NAME_RULE, is_name
 from kvmsup.plan import newguest
 from kvmsup.plan.newguest import Asked
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
 
 _MOST_KEYS = 64 << 10
 

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator
-from typing import Any
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
@@ -17,7 +15,11 @@ from kvmsup.model.claim import Claim
 from kvmsup.model.guest import NAME_RULE, Guest, Host, is_name
 from kvmsup.model.topology import Topology
 from kvmsup.plan import placement
-from kvmsup.records import NamedTuple
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
 
 _HEADS = ("GUEST", "", "VCPUS", "CPUS", "IDLE", "EMULATOR", "NODE", "MEMORY", "PAGES")
 

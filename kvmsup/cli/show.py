@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
-from kvmsup import cpulist
+from kvmsup import cpulist, sizes
 from kvmsup.effects import files
 from kvmsup.model.claim import Claim
-from kvmsup.plan.balloon import told
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from typing import Any
 
 _COLOURS = {
     "active": "32",
@@ -29,9 +30,14 @@ _COLOURS = {
 }
 
 
+def on_terminal() -> bool:
+    """Whether standard output is a terminal. There is none at all where the descriptor was closed."""
+    return bool(sys.stdout) and sys.stdout.isatty()
+
+
 def coloured() -> bool:
     """Colour is for terminals, unless NO_COLOR is there and not empty (no-color.org)."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return on_terminal() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def paint(word: str, text: str = "") -> str:
@@ -52,6 +58,38 @@ def tinted(place: int, text: str) -> str:
 def dimmed(text: str) -> str:
     """`text` that matters less."""
     return f"\x1b[2m{text}\x1b[0m" if coloured() else text
+
+
+def columns() -> int:
+    """How wide the terminal is, or COLUMNS says; 80 where there is neither. As shutil has it, which imports a lot."""
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told):
+        return int(told)
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    except (AttributeError, OSError, ValueError):  # no standard output, or none that is a terminal
+        return 80
+
+
+def folded(text: str) -> list[str]:
+    """`text` in the lines that a terminal has room for, parted between its parts; in one line elsewhere."""
+    lines = [""]
+    room = columns() if on_terminal() else len(text)
+    for part in text.split(_BETWEEN):
+        if lines[-1] and len(lines[-1]) + len(_BETWEEN) + len(part) > room:
+            lines.append(f"  {part}")
+        else:
+            lines[-1] += f"{_BETWEEN}{part}" if lines[-1] else part
+    return lines
+
+
+_BETWEEN = " · "
+
+
+def amount(size: int) -> str:
+    """`size` bytes with three digits or four, in the largest unit that leaves them."""
+    unit = next((unit for unit in ("T", "G", "M", "K") if size >= 10 * sizes.UNITS[unit]), "")
+    return f"{size // sizes.UNITS[unit] if unit else size}{unit}"
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -82,12 +120,15 @@ def placement(claim: Claim) -> dict[str, Any]:
 
 def balloon(report: dict[str, Any]) -> str:
     """One line on what observe.balloon has found."""
+    from kvmsup.plan.balloon import told
+
     kind = "automatic" if report["automatic"] else "by hand"
-    available = report["available"]
-    knows = "no balloon driver in the guest answers"
-    if available is not None:
-        knows = f"the guest has {told(available)} available"
-    return f"{told(report['actual'])} of {told(report['size'])} (min {told(report['min'])}, {kind}), {knows}"
+    knows = {
+        "answers": f", the guest has {told(report['available'] or 0)} available",
+        "silent": ", no balloon driver in the guest answers",
+        "unasked": "",
+    }[report["driver"]]
+    return f"{told(report['actual'])} of {told(report['size'])} (min {told(report['min'])}, {kind}){knows}"
 
 
 def other_qemu(found: dict[str, Any]) -> str:
@@ -97,4 +138,23 @@ def other_qemu(found: dict[str, Any]) -> str:
 
 def as_json(value: object) -> None:
     """Print `value` for programs. What is not ASCII is escaped: a file's name may not even be UTF-8."""
+    import json
+
     print(json.dumps(value, indent=2))
+
+
+class Look(NamedTuple):
+    """What a verb has found at one moment: for programs, for people, and as an exit status."""
+
+    value: dict[str, Any]
+    lines: Sequence[str]
+    status: int = 0
+
+
+def once(look: Look, *, json: bool) -> int:
+    """Print `look`; returns its exit status."""
+    if json:
+        as_json(look.value)
+    else:
+        print("".join(f"{line}\n" for line in look.lines), end="")
+    return look.status

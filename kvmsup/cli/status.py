@@ -3,36 +3,45 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Any
-
-from kvmsup import cpulist, sizes
+from kvmsup import sizes
 from kvmsup.cli import show
-from kvmsup.effects import configs, hugepages, inside, interfaces, ksm, observe, outdated
-from kvmsup.plan.changes import LIVE, Change
+from kvmsup.effects import configs, glance
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
 
 
 def run(asked: argparse.Namespace) -> int:
-    """Print what is true of the guest; 1 when it has failed or a thread is not where it should be."""
-    seen = observe.guests("", [asked.guest])[0]
+    """Print what is true of the guest, once or again and again; 1 when it has failed or is not as it should be."""
+    if asked.watch:
+        from kvmsup.cli import watch
+
+        return watch.run(lambda: look(asked.guest, watched=True), asked.watch, json=asked.json)
+    return show.once(look(asked.guest, watched=False), json=asked.json)
+
+
+def look(guest: str, *, watched: bool) -> show.Look:
+    """The guest now; while it is `watched`, nothing in it is asked. Raises KvmsupError."""
+    seen = glance.guests("", [guest])[0]
     if not seen.configured and not seen.claim:
-        raise configs.no_guest("", asked.guest)
-    report = describe(seen)
-    if asked.json:
-        show.as_json(report)
-    else:
-        for line in _lines(report):
-            print(line)
-    return 1 if seen.active == "failed" or report["drift"] or report["state"] in _BROKEN else 0
+        raise configs.no_guest("", guest)
+    found = at_rest(seen)
+    if seen.claim or seen.pid:
+        from kvmsup.cli import report
+
+        found |= report.describe(seen, report.WATCHED if watched else report.ASKED)
+    wrong = seen.active == "failed" or found["drift"] or found["state"] in _BROKEN
+    return show.Look(found, _lines(found), 1 if wrong else 0)
 
 
-def describe(seen: observe.Seen) -> dict[str, Any]:
-    """The guest for programs. Raises KvmsupError."""
-    claim = seen.claim
-    threads = observe.threads("", seen)
-    cpu = observe.cpu("", seen)
-    resident = observe.resident("", seen)
-    wired = interfaces.of_guest("", claim, seen.pid) if claim and seen.pid else []
+_WHILE_RUNNING = ("state", "vnc", "placement", "cpu", "balloon", "ksm", "ready", "agent", "changed", "qemu")
+_LISTS = ("memory", "resident", "nets", "threads", "foreign")
+
+
+def at_rest(seen: glance.Seen) -> dict[str, Any]:
+    """The guest for programs, as far as one that is down has anything to tell."""
     return {
         "name": seen.name,
         "description": seen.description,
@@ -41,76 +50,17 @@ def describe(seen: observe.Seen) -> dict[str, Any]:
         "result": seen.result,
         "since": seen.since or None,
         "pid": seen.pid or None,
-        "state": observe.state("", seen),
-        "vnc": observe.vnc("", seen),
-        "placement": show.placement(claim) if claim else None,
-        "cpu": cpu._asdict() if cpu else None,
-        "memory": _memory(seen),
-        "resident": [one._asdict() for one in resident],
-        "balloon": observe.balloon("", seen),
-        "ksm": _ksm(seen),
-        "ready": inside.said("", seen),
-        "agent": inside.answered("", seen),
-        "changed": _changed(seen),
-        "qemu": outdated.qemu("", seen.pid)._asdict() if seen.pid else None,
-        "nets": [_net(one) for one in wired],
-        "threads": [_thread(one) for one in threads],
-        "foreign": [one._asdict() for one in observe.intruders("", seen)],
-        "drift": any(one.drifted for one in threads)
-        or bool(cpu and cpu.missing)
-        or any(one.astray for one in resident)
-        or any(one.wrong for one in wired),
+        **dict.fromkeys(_WHILE_RUNNING),
+        **{key: [] for key in _LISTS},
+        "drift": False,
     }
-
-
-def _changed(seen: observe.Seen) -> list[dict[str, Any]] | None:
-    """What its file says otherwise than what it runs with; None while it is down, and where that is not known."""
-    guest = outdated.configured("", seen.name) if seen.pid else None
-    found = outdated.changed("", guest) if guest else None
-    return None if found is None else [one._asdict() for one in found]
-
-
-def _thread(one: observe.Thread) -> dict[str, Any]:
-    return {
-        "tid": one.tid,
-        "name": one.name,
-        "role": one.role,
-        "wanted": cpulist.render(one.wanted),
-        "actual": cpulist.render(one.actual),
-        "scheduler": one.scheduler,
-        "last": one.last,
-        "drift": one.drifted,
-    }
-
-
-def _net(one: interfaces.Seen) -> dict[str, Any]:
-    return one._asdict() | {"traffic": one.traffic._asdict() if one.traffic else None}
-
-
-def _memory(seen: observe.Seen) -> list[dict[str, Any]]:
-    """One entry for each node that hugepages were claimed on."""
-    claim = seen.claim
-    if not claim or not claim.page_size:
-        return []
-    entries = []
-    for node, faulted in observe.memory("", seen).items():
-        pool = hugepages.pool("", node, claim.page_size)
-        entry = {"node": node, "page_size": claim.page_size, "claimed": claim.pages[node], "held": faulted}
-        entries.append(entry | {"added": claim.grown.get(node, 0), "pool": pool.total, "free": pool.free})
-    return entries
-
-
-def _ksm(seen: observe.Seen) -> dict[str, Any] | None:
-    """What KSM does for a guest that consents; None for others, and where the kernel does not tell."""
-    if not seen.pid or not seen.claim or not seen.claim.ksm:
-        return None
-    merged = ksm.of_process("", seen.pid)
-    return {**merged._asdict(), "running": ksm.running("")} if merged else None
 
 
 def _ksm_line(found: dict[str, Any]) -> str:
-    profit = "" if found["profit"] is None else f", profit {max(0, found['profit']) >> 20}M"
-    return f"  ksm        {found['merged'] >> 20}M merged{profit}; merging is {'on' if found['running'] else 'off'}"
+    profit = "" if found["profit"] is None else f", profit {show.amount(max(0, found['profit']))}"
+    return (
+        f"  ksm        {show.amount(found['merged'])} merged{profit}; merging is {'on' if found['running'] else 'off'}"
+    )
 
 
 # States of QEMU in which systemd sees a service that runs, and no guest does.
@@ -154,7 +104,7 @@ def _lines(report: dict[str, Any]) -> list[str]:
         lines.append(f"  cpu        {' '.join((cpu['model'], *cpu['features']))}{lacks}")
     if report["qemu"] and report["qemu"]["differs"]:
         lines.append(f"  qemu       {show.other_qemu(report['qemu'])}")
-    lines += _changed_lines(report["changed"] or [])
+    lines += _changed_lines(report["changed"]) if report["changed"] else []
     if report["balloon"]:
         lines.append(f"  balloon    {show.balloon(report['balloon'])}")
     if report["ksm"]:
@@ -186,28 +136,22 @@ def _net_lines(nets: list[dict[str, Any]]) -> list[str]:
 def _traffic(told: dict[str, int] | None) -> tuple[str, str]:
     if told is None:
         return "", ""
-    received, sent = (f"{_amount(told[f'{way}_bytes'])} in {told[f'{way}_packets']}" for way in ("received", "sent"))
+    received, sent = (
+        f"{show.amount(told[f'{way}_bytes'])} in {told[f'{way}_packets']}" for way in ("received", "sent")
+    )
     return received, sent
 
 
-def _amount(size: int) -> str:
-    """`size` bytes with three digits or four, in the largest unit that leaves them."""
-    unit = next((unit for unit in ("T", "G", "M", "K") if size >= 10 * sizes.UNITS[unit]), "")
-    return f"{size // sizes.UNITS[unit] if unit else size}{unit}"
-
-
 def _resident(one: dict[str, Any]) -> str:
-    astray = f", {show.paint('drift')}: {_mebibytes(one['astray'])} of them may not be there" if one["astray"] else ""
+    astray = f", {show.paint('drift')}: {show.amount(one['astray'])} of them may not be there" if one["astray"] else ""
     pages = sizes.render(one["page_size"])
-    return f"  memory     node {one['node']}: {_mebibytes(one['size'])} touched, in pages of {pages}{astray}"
-
-
-def _mebibytes(size: int) -> str:
-    return f"{size / sizes.UNITS['M']:.0f}M"
+    return f"  memory     node {one['node']}: {show.amount(one['size'])} touched, in pages of {pages}{astray}"
 
 
 def _changed_lines(changed: list[dict[str, Any]]) -> list[str]:
     """What its file says otherwise, each with what applies it."""
+    from kvmsup.plan.changes import LIVE, Change
+
     lines: list[str] = []
     for one in changed:
         applies = "systemctl reload" if one["how"] == LIVE else "restart" + (one["why"] and f", {one['why']}")

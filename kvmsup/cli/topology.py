@@ -3,36 +3,52 @@
 
 from __future__ import annotations
 
-import argparse
 import os
-import shutil
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 from kvmsup import cpulist
 from kvmsup.cli import show
 from kvmsup.effects import claims, configs, files, hugepages, sysfs, systemctl
 from kvmsup.errors import KvmsupError
 from kvmsup.model import config
-from kvmsup.plan import picture, picture_svg, picture_text
+from kvmsup.plan import picture, picture_text
 from kvmsup.plan.picture import Pages, Picture, Room
 from kvmsup.plan.scene import housekeeping_of
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
 
 
 def run(asked: argparse.Namespace) -> int:
     """Print or write the picture. Raises KvmsupError when the host cannot be read or the file not be written."""
     if asked.json and asked.svg == "-":
         raise KvmsupError("--json and --svg - both want standard output", "give --svg a file")
-    drawn = of_host(asked.root.rstrip("/"))
+    root = asked.root.rstrip("/")
+    if asked.watch:
+        if asked.svg:
+            raise KvmsupError("--svg draws one picture, and --watch many", "leave one of them out")
+        from kvmsup.cli import watch
+
+        return watch.run(lambda: look(root), asked.watch, json=asked.json)
     if asked.svg:
+        from kvmsup.plan import picture_svg
+
+        drawn = of_host(root)
         _write(asked.svg, picture_svg.render(drawn))
-    if asked.json:
-        show.as_json(described(drawn))
-    elif not asked.svg:
-        for line in picture_text.render(drawn, _width(), _style(), _paint(picture.owners(drawn))):
-            print(line)
-    return 0
+        if asked.json:
+            show.as_json(described(drawn))
+        return 0
+    return show.once(look(root), json=asked.json)
+
+
+def look(root: str) -> show.Look:
+    """The picture now. Raises KvmsupError."""
+    drawn = of_host(root)
+    lines = picture_text.render(drawn, _width(), _style(), _paint(picture.owners(drawn)))
+    return show.Look(described(drawn), list(lines))
 
 
 def of_host(root: str) -> Picture:
@@ -69,12 +85,12 @@ def _write(file: str, text: str) -> None:
 
 def _width() -> int:
     """The terminal's, or COLUMNS; 80 where there is neither."""
-    return max(40, shutil.get_terminal_size().columns)
+    return max(40, show.columns())
 
 
 def _style() -> picture_text.Style:
     try:
-        "".join(picture_text.UNICODE).encode(sys.stdout.encoding or "ascii")
+        "".join(picture_text.UNICODE).encode((sys.stdout and sys.stdout.encoding) or "ascii")
     except (UnicodeEncodeError, LookupError):
         return picture_text.ASCII
     return picture_text.UNICODE

@@ -3,17 +3,19 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator
-from typing import Any
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
-from kvmsup.effects import configs, fence, interfaces, kernel, observe
+from kvmsup.effects import configs, fence, glance, interfaces, kernel, observe
 from kvmsup.errors import KvmsupError
 from kvmsup.model.claim import Claim
 from kvmsup.model.table import nearest
-from kvmsup.records import NamedTuple
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import argparse
+    from typing import Any
 
 _HEADS = ("GUEST", "WHAT", "WANTED", "ACTUAL")
 
@@ -54,9 +56,9 @@ def run(asked: argparse.Namespace) -> int:
     return 1 if found else 0
 
 
-def _running(names: list[str]) -> list[observe.Seen]:
+def _running(names: list[str]) -> list[glance.Seen]:
     """The guests of `names`, which must run, or all that do. Raises KvmsupError."""
-    seen = observe.guests("", names or None)
+    seen = glance.guests("", names or None)
     for one in seen if names else ():
         if not one.claim or not one.pid:
             near = nearest(one.name, configs.names("")) if not one.configured else ""
@@ -65,7 +67,7 @@ def _running(names: list[str]) -> list[observe.Seen]:
     return [one for one in seen if one.claim and one.pid and one.active == "active"]
 
 
-def _told(seen: observe.Seen) -> list[Difference]:
+def _told(seen: glance.Seen) -> list[Difference]:
     """The differences of one guest; that it cannot be asked is one."""
     try:
         return list(differences("", seen))
@@ -73,7 +75,7 @@ def _told(seen: observe.Seen) -> list[Difference]:
         return [Difference(seen.name, "QEMU", "an answer", error.what, error.hint)]
 
 
-def differences(root: str, seen: observe.Seen) -> Iterator[Difference]:
+def differences(root: str, seen: glance.Seen) -> Iterator[Difference]:
     """What of one guest is not as claimed: threads, memory, the CPU that it sees. Raises KvmsupError."""
     claim = seen.claim
     assert claim
@@ -95,7 +97,7 @@ def differences(root: str, seen: observe.Seen) -> Iterator[Difference]:
         yield Difference(seen.name, "core scheduling", "a cookie", "none", _RESTART)
 
 
-def _memory(root: str, seen: observe.Seen, claim: Claim) -> Iterator[Difference]:
+def _memory(root: str, seen: glance.Seen, claim: Claim) -> Iterator[Difference]:
     for node, count in observe.memory(root, seen).items():
         if count != claim.pages[node]:
             size = sizes.render(claim.page_size)
@@ -108,7 +110,7 @@ def _memory(root: str, seen: observe.Seen, claim: Claim) -> Iterator[Difference]
             yield Difference(seen.name, what, "none", f"{part.astray >> 10}K", _MEMORY)
 
 
-def _fence(root: str, seen: list[observe.Seen]) -> Iterator[Difference]:
+def _fence(root: str, seen: list[glance.Seen]) -> Iterator[Difference]:
     """Shared guests must not be able to run on anybody's own CPUs."""
     owned = frozenset[int]().union(*(one.claim.own_cpus for one in seen if one.claim))
     shared = any(not one.claim.dedicated for one in seen if one.claim)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from kvmsup.effects import agent, ready
-from kvmsup.effects.observe import Seen
+from kvmsup.effects.glance import Seen
 from kvmsup.errors import QmpError
 from kvmsup.model.ready import reached
 from kvmsup.records import TYPE_CHECKING
@@ -34,6 +34,12 @@ def answered(root: str, seen: Seen) -> dict[str, Any] | None:
             return _told("answers", agent.identity(talk))
     except QmpError as error:
         return _told(str(error), agent.Identity("", "", ()))
+
+
+def unasked(_root: str, seen: Seen) -> dict[str, Any] | None:
+    """As `answered`, of a guest that is left alone."""
+    asks = seen.pid and seen.claim and seen.claim.agent
+    return _told("not asked", agent.Identity("", "", ())) if asks else None
 
 
 def _told(state: str, found: agent.Identity) -> dict[str, Any]:

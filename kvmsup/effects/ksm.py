@@ -15,7 +15,6 @@ from kvmsup.effects.claims import RUN
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from kvmsup.model.ksm import PAGE, Figures, Merged, Settings
-from kvmsup.plan.ksm import can_unmerge
 from kvmsup.records import NamedTuple
 
 _OFF, _ON, _UNMERGE = "0", "1", "2"
@@ -107,6 +106,8 @@ def restore(root: str) -> None:
 
 
 def _room(root: str) -> bool:
+    from kvmsup.plan.ksm import can_unmerge  # who only looks has no need of it
+
     return can_unmerge(read(root, None), pressure.read(root))
 
 

@@ -8,14 +8,10 @@ may do no more than a guest's QEMU.
 from __future__ import annotations
 
 import contextlib
-import grp
 import os
-import socket
-import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import IO, Any
 
 from kvmsup.effects import files, qmp
 from kvmsup.errors import HostError, QmpError
@@ -24,6 +20,11 @@ from kvmsup.model.table import Problem
 from kvmsup.plan import models
 from kvmsup.plan.models import Catalogue, CpuModel, Given
 from kvmsup.plan.paths import BINARY
+from kvmsup.records import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
+    from typing import IO, Any
 
 # A QEMU that does nothing starts within a second; on a host under emulation in two.
 _PATIENCE_SECONDS = 20.0
@@ -131,6 +132,8 @@ def problems(guest: Guest) -> list[Problem]:
 @contextlib.contextmanager
 def _qemu(machine: str, accel: str, cpu: str) -> Iterator[qmp.Conversation]:
     """A QEMU to ask. Raises HostError with what QEMU said where it does not start or stops answering."""
+    import socket  # who asks a guest's own QEMU has no need of it, nor of subprocess
+
     ours, its = socket.socketpair()
     command = _command(machine, accel, cpu, its.fileno())
     with ours, os.fdopen(os.memfd_create("stderr"), "w+b") as said:
@@ -159,8 +162,12 @@ def _command(machine: str, accel: str, cpu: str, descriptor: int) -> list[str]:
 
 
 def _spawn(command: Sequence[str], descriptor: int, said: IO[bytes]) -> subprocess.Popen[bytes]:
+    import subprocess
+
     who: dict[str, Any] = {}
     if os.geteuid() == 0:
+        import grp
+
         # "kvm" is systemd's group for /dev/kvm (sysusers.d/basic.conf).
         groups = [group.gr_gid for group in grp.getgrall() if group.gr_name == "kvm"]
         who = {"user": _NOBODY, "group": _NOBODY, "extra_groups": groups}

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is true of a guest right now, read from systemd, the claim, QEMU and the kernel; nothing is remembered."""
+"""What is true of a running guest right now, read from its claim, QEMU and the kernel; nothing is remembered."""
 
 from __future__ import annotations
 
 import os
 import stat
 import time
+from collections.abc import Callable
 
 from kvmsup import cpulist
 from kvmsup.effects import balloon as balloons
 from kvmsup.effects import (
     cgroup,
-    claims,
-    configs,
     fence,
     files,
     foreign,
@@ -22,14 +21,12 @@ from kvmsup.effects import (
     pin,
     proc,
     qmp,
-    systemctl,
 )
 from kvmsup.effects import threads as guest_threads
 from kvmsup.effects.foreign import Foreign
+from kvmsup.effects.glance import Seen
 from kvmsup.effects.numa_maps import Part
 from kvmsup.errors import KvmsupError, QmpError
-from kvmsup.model.claim import Claim
-from kvmsup.model.guest import is_name
 from kvmsup.plan.duties import Duty
 from kvmsup.plan.models import Running, told
 from kvmsup.plan.paths import socket
@@ -39,22 +36,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 _PATIENCE_SECONDS = 2.0
-
-
-class Seen(NamedTuple):
-    """One guest at a glance; `claim` is None while it is down, `pid` 0 while QEMU does not run."""
-
-    name: str
-    active: str
-    sub: str
-    result: str
-    pid: int
-    since: str
-    since_boot: float  # the same moment in seconds after boot
-    description: str
-    enabled: str
-    claim: Claim | None
-    configured: bool
 
 
 class Thread(NamedTuple):
@@ -73,55 +54,6 @@ class Thread(NamedTuple):
     def drifted(self) -> bool:
         """Whether the kernel does something else with it than was asked for."""
         return self.actual != self.wanted or self.wanted_scheduler not in ("", self.scheduler)
-
-
-_PROPERTIES = (
-    "ActiveState",
-    "SubState",
-    "Result",
-    "MainPID",
-    "ActiveEnterTimestamp",
-    "ActiveEnterTimestampMonotonic",
-    "Description",
-    "UnitFileState",
-)
-
-
-def guests(root: str, names: list[str] | None = None) -> list[Seen]:
-    """Every guest that has a file or a claim, or those of `names`. Raises KvmsupError."""
-    held = claims.read_all(root)
-    configured = configs.names(root)
-    wanted = sorted({*configured, *held}) if names is None else names
-    units = {name: f"kvm@{name}.service" for name in wanted}
-    # systemctl takes a name such as * for a pattern, and fails for all of them over one that can be no unit's.
-    shown = systemctl.show([unit for name, unit in units.items() if is_name(name)], _PROPERTIES)
-    return [_seen(name, shown.get(unit, {}), held.get(name), name in configured) for name, unit in units.items()]
-
-
-def running(root: str, name: str) -> Seen:
-    """The guest, which has a claim and a QEMU. Raises KvmsupError where there is no such guest, or it does not run."""
-    seen = guests(root, [name])[0]
-    if not seen.configured and not seen.claim:
-        raise configs.no_guest(root, name)
-    if not seen.claim or not seen.pid:
-        raise KvmsupError(f"guest {name} does not run", f"systemctl start kvm@{name}")
-    return seen
-
-
-def _seen(name: str, values: dict[str, str], claim: Claim | None, configured: bool) -> Seen:
-    return Seen(
-        name=name,
-        active=values.get("ActiveState", "inactive"),
-        sub=values.get("SubState", "dead"),
-        result=values.get("Result", "success"),
-        pid=int(values.get("MainPID") or 0),
-        since=values.get("ActiveEnterTimestamp", ""),
-        since_boot=int(values.get("ActiveEnterTimestampMonotonic") or 0) / 1e6,
-        description=values.get("Description", ""),
-        enabled=values.get("UnitFileState", ""),
-        claim=claim,
-        configured=configured,
-    )
 
 
 def threads(root: str, seen: Seen) -> list[Thread]:
@@ -199,22 +131,41 @@ def vnc(root: str, seen: Seen) -> str | None:
 
 
 def balloon(root: str, seen: Seen) -> dict[str, Any] | None:
-    """Sizes in bytes of a running guest with a balloon; `available` is None while its driver does not answer.
+    """Sizes in bytes of a running guest with a balloon.
 
-    Raises KvmsupError.
+    What is `available` in it its driver tells, if it "answers"; None while that is "silent". Raises KvmsupError.
     """
+    return _balloon(root, seen, lambda talk: balloons.ask(talk, _PATIENCE_SECONDS / 4), "silent")
+
+
+def balloon_unasked(root: str, seen: Seen) -> dict[str, Any] | None:
+    """As `balloon`, but the guest is left to sleep where the supervisor does not ask it anyway: it is "unasked"."""
+    return _balloon(root, seen, lambda _talk: None, "unasked")
+
+
+def _balloon(
+    root: str, seen: Seen, ask: Callable[[qmp.Conversation], balloons.Statistics | None], otherwise: str
+) -> dict[str, Any] | None:
     claim = seen.claim
     if not claim or not claim.balloon or not seen.pid:
         return None
     try:
         with balloons.monitor(root, seen.name, seen.pid, "admin", _PATIENCE_SECONDS) as talk:
             polled = claim.balloon_auto and balloons.interval(talk) == balloons.POLL_SECONDS
-            told = balloons.latest(talk) if polled else balloons.ask(talk, _PATIENCE_SECONDS / 4)
+            told = balloons.latest(talk) if polled else ask(talk)
             actual = balloons.actual(talk)
     except QmpError as error:
         raise KvmsupError(f"QEMU of {seen.name} cannot be asked for its balloon: {error}") from None
-    sizes = {"size": claim.size, "min": claim.balloon, "automatic": claim.balloon_auto, "actual": actual}
-    return sizes | {"available": told.available if told else None, "free": told.free if told else None}
+    driver = "answers" if told else "silent" if polled else otherwise
+    return {
+        "size": claim.size,
+        "min": claim.balloon,
+        "automatic": claim.balloon_auto,
+        "actual": actual,
+        "driver": driver,
+        "available": told.available if told else None,
+        "free": told.free if told else None,
+    }
 
 
 def _allowed(root: str, tid: int) -> frozenset[int]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import functools
 import os
-import re
-import subprocess
 
 from kvmsup.effects import configs, files, running
 from kvmsup.errors import KvmsupError
-from kvmsup.model import config
+from kvmsup.model.claim import Claim
 from kvmsup.model.guest import Guest, is_name
-from kvmsup.plan import agreed, changes
-from kvmsup.plan.changes import Change
+from kvmsup.plan import agreed
+from kvmsup.plan.agreed import Outline
 from kvmsup.plan.paths import BINARY
-from kvmsup.records import NamedTuple
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from kvmsup.plan.changes import Change
 
 _GENERATED = "/run/systemd/generator"
 OLDER, ANOTHER = "older", "another"
@@ -25,15 +26,48 @@ def configured(root: str, name: str) -> Guest | None:
     """The guest as its file says it, None while that is wrong or gone, or can be none for its name."""
     try:
         content = configs.read_guest(root, name) if is_name(name) else None
-        return config.read_guest(name, configs.guest_file(name), content).guest if content is not None else None
+        if content is None:
+            return None
+        from kvmsup.model import config  # with tomllib, which takes as long as Python to start
+
+        return config.read_guest(name, configs.guest_file(name), content).guest
     except KvmsupError:
         return None
 
 
 def changed(root: str, guest: Guest) -> list[Change] | None:
     """What the file of running `guest` says otherwise than what it runs with; None where that is not known."""
+    from kvmsup.plan import changes
+
     keys = running.read(root, guest.name)
     return None if keys is None else changes.decide(changes.differences(keys, changes.flatten(guest)))
+
+
+def outline(root: str, name: str, host: bytes, claim: Claim | None) -> tuple[Outline | None, list[Change] | None]:
+    """The outline of a guest's file, None while that is wrong or gone; and as `changed`, [] for one without a claim.
+
+    `host` is the host's file. What the generator has made of both tells the one, and a claim that was made from both
+    the other: so the guest's file is read as TOML only after an edit.
+    """
+    try:
+        content = configs.read_guest(root, name) if is_name(name) else None
+    except KvmsupError:
+        content = None
+    if content is None:
+        return None, None
+    made_from = agreed.fingerprint(content, host)
+    found = agreed.outline_in(_generated(root, name), made_from)
+    if found and (claim is None or claim.loaded == made_from):
+        return found, []
+    guest = configured(root, name)
+    return (agreed.outline(guest), changed(root, guest) if claim else []) if guest else (None, None)
+
+
+def _generated(root: str, name: str) -> str:
+    try:
+        return files.read(f"{root}{_GENERATED}/kvm-setup@{name}.service.d/{agreed.NAME}")
+    except OSError:
+        return ""
 
 
 class Qemu(NamedTuple):
@@ -67,6 +101,9 @@ def _differs(root: str, pid: int) -> str | None:
 @functools.cache
 def installed_qemu() -> str:
     """The version of the installed QEMU, such as "10.0.13"; "" where it does not tell."""
+    import re
+    import subprocess
+
     try:
         done = subprocess.run((BINARY, "--version"), capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError, ValueError):

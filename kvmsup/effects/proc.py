@@ -6,11 +6,13 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
 from collections.abc import Iterator
 
 from kvmsup.effects import files
-from kvmsup.records import NamedTuple
+from kvmsup.records import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import signal
 
 # include/linux/sched.h
 _PF_KTHREAD, _PF_NO_SETAFFINITY = 0x00200000, 0x04000000
@@ -78,6 +80,8 @@ def kill_after(process: int, seconds: float) -> bool:
     if select.select([process], [], [], seconds)[0]:
         return False
     try:
+        import signal
+
         signal.pidfd_send_signal(process, signal.SIGKILL)
     except ProcessLookupError:  # it has ended right now, and systemd has collected it
         return False

@@ -7,10 +7,13 @@ ends this program, the release that follows (or the next setup) knows what to gi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from functools import partial
 
+from kvmsup import sizes
 from kvmsup.effects import (
     cgroup,
     claims,
@@ -41,6 +44,8 @@ from kvmsup.steps import step
 # less than the unit's TimeoutStartSec=.
 PATIENCE_SECONDS = 60.0
 _GLANCE_SECONDS = 0.1
+# Hugepages of as much may take more than a second.
+_TOLD_BYTES = 1 << 30
 
 
 def main(name: str, root: str = "") -> int:
@@ -241,7 +246,9 @@ def _grow(root: str, claim: Claim, node: int, count: int, others: list[Claim]) -
     before = {there: hugepages.pool(root, there, claim.page_size) for there in sysfs.nodes(root)}
     free = sysfs.free_memory(root, frozenset((node,)))[node]
     # A size that the node cannot have is not tried: it would drain the node, and everybody on it, before it failed.
-    came = hugepages.grow(root, node, claim.page_size, count) if count * claim.page_size <= free else None
+    wanted = count * claim.page_size
+    with _told(f"making {count} hugepages of {sizes.render(claim.page_size)} on node {node}", wanted):
+        came = hugepages.grow(root, node, claim.page_size, count) if wanted <= free else None
     if came is not None and came >= count:
         return
     from kvmsup.effects import numa_maps  # tells who has them
@@ -262,6 +269,21 @@ def _grow(root: str, claim: Claim, node: int, count: int, others: list[Claim]) -
         unmapped=max(0, before[node].total - before[node].free - sum(user.pages for user in users)),
     )
     raise pages.refusal(short)
+
+
+@contextlib.contextmanager
+def _told(what: str, size: int) -> Iterator[None]:
+    """Have systemctl status show `what` meanwhile, if that takes long: the kernel does not tell how far it is."""
+    if size < _TOLD_BYTES:
+        yield
+        return
+    from kvmsup.effects import notify
+
+    notify.tell(STATUS=what)
+    try:
+        yield
+    finally:
+        notify.tell(STATUS="")
 
 
 def _shares(other: Claim, claim: Claim, node: int) -> bool:

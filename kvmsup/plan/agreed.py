@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 
 from kvmsup.model.guest import Guest
+from kvmsup.records import NamedTuple
 
 NAME = "50-kvmsup.conf"
 LOADED = "KVMSUP_LOADED"
@@ -21,6 +22,40 @@ SETUP_SECONDS, _RESERVED_A_SECOND = 150, 64 << 20
 def fingerprint(guest_file: bytes, host_file: bytes) -> str:
     """Tells one state of the configuration from another: it finds edits, it is no defence against forgery."""
     return f"{zlib.crc32(guest_file):08x}{zlib.crc32(host_file):08x}"
+
+
+class Outline(NamedTuple):
+    """What `kvmsup list` shows of a guest's file, so that it need not read TOML: that takes longer than the rest."""
+
+    vcpus: int
+    memory: int  # bytes
+    page_size: int
+    ksm: bool
+    dedicated: bool
+
+
+def outline(guest: Guest) -> Outline:
+    """That of `guest`."""
+    memory = guest.memory
+    return Outline(guest.cpu.vcpus, memory.size, memory.page_size, memory.ksm, guest.placement.dedicated)
+
+
+def outline_section(guest: Guest) -> list[str]:
+    """It as a section of a drop-in, which systemd leaves to others (systemd.unit(5), "Unit File Format")."""
+    return ["[X-Kvmsup]", *(f"{name}={int(value)}" for name, value in outline(guest)._asdict().items())]
+
+
+def outline_in(text: str, loaded: str) -> Outline | None:
+    """That in a drop-in, which was made from the files with the fingerprint `loaded`; None in one made from others."""
+    lines = text.splitlines()
+    if f"Environment={LOADED}={loaded}" not in lines or "[X-Kvmsup]" not in lines:
+        return None
+    told = dict(line.split("=", 1) for line in lines[lines.index("[X-Kvmsup]") + 1 :] if "=" in line)
+    try:
+        vcpus, memory, page_size, ksm, dedicated = (int(told[name]) for name in Outline._fields)
+    except (KeyError, ValueError):  # an older kvmsup's
+        return None
+    return Outline(vcpus, memory, page_size, bool(ksm), bool(dedicated))
 
 
 def setup_seconds(guest: Guest) -> int:

@@ -36,6 +36,8 @@ def _setup(guest: Guest, source: str, loaded: str) -> str:
         "[Service]",
         f"Environment={agreed.LOADED}={loaded}",
         *_patience(agreed.SETUP_SECONDS, agreed.reserved_seconds(guest)),
+        "",
+        *agreed.outline_section(guest),
     ]
     return "\n".join(lines) + "\n"
 

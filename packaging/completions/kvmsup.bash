@@ -49,8 +49,9 @@ _kvmsup_options() {
             echo '--image= --cdrom= --disk= --vcpus= --memory= --bridge= --user-net --dedicated --hugepages= --uefi --machine='
             echo '--description= --hostname= --ssh-key= --user-data= --print --json --help'
             ;;
-        topology) echo '--svg= --root= --json --help' ;;
-        balloon | freeze | host | list | status | verify) echo '--json --help' ;;
+        topology) echo '--svg= --root= --watch --interval= --json --help' ;;
+        list | status) echo '--watch --interval= --json --help' ;;
+        balloon | freeze | host | verify) echo '--json --help' ;;
     esac
 }
 

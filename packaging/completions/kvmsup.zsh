@@ -90,6 +90,7 @@ _kvmsup() {
 
     curcontext=${curcontext%:*:*}:kvmsup-$words[1]:
     local common=('(- : *)--help[show this help message and exit]' '--json[for programs]')
+    local again=('(--interval)--watch[again every 2 seconds, until Ctrl-C]' '(--watch)--interval=[watch, that often]:seconds: ')
     case $words[1] in
         balloon)
             _arguments $common '1:guest:_kvmsup_running' '2:size: ' && ret=0
@@ -109,12 +110,15 @@ _kvmsup() {
         freeze)
             _arguments $common '(-)1:guest:_kvmsup_running' '*:::command:_normal' && ret=0
             ;;
-        host | list)
+        host)
             _arguments $common && ret=0
             ;;
         import)
             _arguments $common '--name=[of the guest; as in libvirt, as far as that is one]:name: ' \
                 '--output=[not below /etc/kvmsup; - only shows it]:file:_files' '1:file:_files' && ret=0
+            ;;
+        list)
+            _arguments $common $again && ret=0
             ;;
         new)
             _arguments $common '--image=[its disk is a copy of this one, raw or qcow2]:file:_files' \
@@ -134,10 +138,10 @@ _kvmsup() {
                 '1:guest:_kvmsup_with_file' && ret=0
             ;;
         status)
-            _arguments $common '1:guest:_kvmsup_known' && ret=0
+            _arguments $common $again '1:guest:_kvmsup_known' && ret=0
             ;;
         topology)
-            _arguments $common '--root=[the host whose /sys and /run are below DIR]:directory:_directories' \
+            _arguments $common $again '--root=[the host whose /sys and /run are below DIR]:directory:_directories' \
                 '--svg=[write it as SVG; - is standard output]:file:_files' && ret=0
             ;;
         verify)

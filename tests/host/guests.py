@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tests import schema
 from tests.lab.errors import CommandTimeout, Result
 from tests.lab.host import Host
 
@@ -205,8 +206,10 @@ def type_in(
 
 
 def kvmsup(host: Host, arguments: str, *, check: bool = True) -> Any:
-    """What a verb prints as JSON."""
-    return json.loads(host.run(f"kvmsup {arguments} --json", check=check).stdout)
+    """What a verb prints as JSON, which must be as its schema says."""
+    found = json.loads(host.run(f"kvmsup {arguments} --json", check=check).stdout)
+    schema.hold(arguments.split()[0], found)
+    return found
 
 
 def leftovers(host: Host) -> list[str]:

@@ -68,7 +68,7 @@ def test_guests_are_merged_and_every_knob_is_put_back(two: Host) -> None:
     status = guests.kvmsup(two, "status consents")["ksm"]
     assert status["merged"] > 0
     assert status["running"] is True
-    assert "M merged, profit " in two.run("kvmsup status consents").stdout
+    assert " merged, profit " in two.run("kvmsup status consents").stdout
     host = guests.kvmsup(two, "list")["host"]
     assert host["ksm"] is True
     assert host["ksm_saved"] >= 4096

@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from kvmsup import cli
+from kvmsup.cli import show
 from kvmsup.effects import configs
+from tests import schema
 
 settings.register_profile("quick", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.register_profile("long", deadline=None, database=None, max_examples=20_000, print_blob=True)
@@ -48,6 +52,22 @@ def nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # What earlier tests of the same process had open may well be gone by now.
     assert not {number: what for number, what in _descriptors().items() if descriptors.get(number) != what}
     assert not _children() - children
+
+
+@pytest.fixture(autouse=True)
+def json_is_as_its_schema_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a verb prints for programs, in any test."""
+    verbs = {cli.module_of(path.stem): path.stem for path in schema.DIRECTORY.iterdir()}
+    as_json = show.as_json
+
+    def checked(value: object) -> None:
+        frame = sys._getframe(1)
+        while frame.f_globals["__name__"] == show.__name__ and frame.f_back:
+            frame = frame.f_back
+        schema.hold(verbs[frame.f_globals["__name__"]], value)
+        as_json(value)
+
+    monkeypatch.setattr(show, "as_json", checked)
 
 
 @pytest.fixture

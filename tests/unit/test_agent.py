@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from kvmsup.cli import freeze, status
-from kvmsup.effects import agent, claims, inside, observe, qmp, ready
+from kvmsup.effects import agent, claims, glance, inside, qmp, ready
 from kvmsup.entry import stop
 from kvmsup.errors import KvmsupError, QmpError, Refusal
 from kvmsup.model.claim import Claim
@@ -285,8 +285,8 @@ def speaking() -> Claim:
     return claim("web")._replace(agent=True, cid=9, ready="yes")
 
 
-def seen(pid: int = 0, held: Claim | None = None) -> observe.Seen:
-    return observe.Seen(
+def seen(pid: int = 0, held: Claim | None = None) -> glance.Seen:
+    return glance.Seen(
         "web", "active", "running", "success", pid or os.getpid(), "", 0.0, "", "", held or speaking(), configured=True
     )
 

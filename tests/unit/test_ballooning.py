@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from kvmsup.cli import balloon as verb
-from kvmsup.effects import claims, observe, systemctl
+from kvmsup.effects import claims, glance, systemctl
 from kvmsup.entry.resident import ballooning
 from kvmsup.entry.resident.ballooning import Ballooning
 from kvmsup.errors import HostError, KvmsupError
@@ -387,8 +387,8 @@ def test_nobody_wakes_up_without_such_a_guest(world: World) -> None:
 
 def test_a_size_by_hand_that_is_no_multiple_of_1m(monkeypatch: pytest.MonkeyPatch) -> None:
     held = claim("web")._replace(size=2 * GIB, balloon=64 * MIB)
-    seen = observe.Seen("web", "active", "", "", os.getpid(), "", 0.0, "", "", held, True)
-    monkeypatch.setattr(observe, "guests", lambda *_: [seen])
+    seen = glance.Seen("web", "active", "", "", os.getpid(), "", 0.0, "", "", held, True)
+    monkeypatch.setattr(glance, "guests", lambda *_: [seen])
     for size, why in ((2 * GIB + 512, "2147484160 bytes are not a multiple of 1M"), (3 * GIB, "3G is not a size")):
         with pytest.raises(KvmsupError, match=why):
             verb.run(argparse.Namespace(guest="web", size=size, json=False))

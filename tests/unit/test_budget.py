@@ -69,6 +69,34 @@ def test_imports_nothing_beyond_its_budget(entry: str, allowed: set[str], most: 
     assert len(ours) <= most, sorted(ours)
 
 
+VERB = """
+import sys
+sys.path.insert(0, sys.argv[1])
+before = set(sys.modules)
+from kvmsup import cli
+assert cli.plain(sys.argv[2:])
+cli._module(sys.argv[2])
+print(*sorted(set(sys.modules) - before))
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "allowed", "most"),
+    [
+        (["list"], BASE | {"zlib"}, 32),
+        (["status", "web"], BASE, 16),
+        (["check"], BASE | TOML | {"_sre", "copyreg", "enum", "re", "zlib"}, 36),
+    ],
+)
+def test_a_verb_that_a_person_waits_for_imports_little(words: list[str], allowed: set[str], most: int) -> None:
+    """No argparse, JSON, subprocess, and no TOML before there is one to be read: each is as long as Python's start."""
+    command = [sys.executable, "-I", "-S", "-c", VERB, str(ROOT), *words]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    ours = {name for name in names if name.startswith("kvmsup.")}
+    assert {name.partition(".")[0] for name in names} - {"kvmsup"} - allowed == set()
+    assert len(ours) <= most, sorted(ours)
+
+
 RUN = """
 import importlib, sys
 sys.path.insert(0, sys.argv[1])

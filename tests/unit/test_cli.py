@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvmsup import __version__, cli
 from kvmsup.cli import show
@@ -44,6 +46,22 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"kvmsup {__version__}\n"
+
+
+WORDS = st.sampled_from(
+    ["list", "status", "check", "plan", "web", "db", "-", "--", "--json", "--js", "--watch", "--root", "--root=/x", ""]
+)
+
+
+@given(st.lists(WORDS, max_size=5))
+def test_the_quick_reading_of_the_command_line_is_the_parsers(words: list[str]) -> None:
+    if asked := cli.plain(words):
+        assert vars(asked) == vars(cli.parser().parse_args(words))
+
+
+@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["status", "web"], ["check"], ["check", "a", "b"]])
+def test_common_command_lines_are_read_quickly(words: list[str]) -> None:
+    assert cli.plain(words)
 
 
 def test_every_verb_has_its_module() -> None:
@@ -174,6 +192,37 @@ def test_a_reader_that_has_seen_enough() -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_the_program_itself_before_a_reader_that_has_seen_enough(closed: str, tmp_path: Path) -> None:
+    """It ends without Python's own tidying up."""
+    program = tmp_path / "kvmsup"
+    program.write_text((ROOT / "units/kvmsup").read_text().replace("@LIBDIR@", str(ROOT)))
+    command = [sys.executable, "-IS", str(program), "check", "--root", str(BY_NAME["14-broken-file"])]
+    reading, writing = os.pipe()
+    os.close(reading)
+    json_too = ["--json"] if closed == "stdout" else []
+    other = {"stdout": "stderr", "stderr": "stdout"}[closed]
+    done = subprocess.run([*command, *json_too], **{closed: writing, other: subprocess.PIPE}, check=False)  # type: ignore[call-overload]
+    os.close(writing)
+    assert (done.returncode, done.stdout or b"", done.stderr or b"") == (1, b"", b"")
+
+
+def test_the_program_itself(tmp_path: Path) -> None:
+    program = tmp_path / "kvmsup"
+    program.write_text((ROOT / "units/kvmsup").read_text().replace("@LIBDIR@", str(ROOT)))
+    command = [sys.executable, "-IS", str(program)]
+    case = str(BY_NAME["03-dedicated"])
+    done = subprocess.run([*command, "check", "--root", case], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 guest is sound\n", "")
+    done = subprocess.run([*command, "list", "web"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("usage: ")
+    # Without standard output there is nothing to flush.
+    for verb in ("check", "plan"):
+        closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command, verb, "--root", case]
+        done = subprocess.run(closed, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr and (verb != "check" or done.returncode == 0)
+
+
 def test_table_lines_up() -> None:
     rows = [["web", "active", ""], ["a-long-name", "failed", "0-3"]]
     assert show.table(("GUEST", "STATE", "CPUS"), rows) == [
@@ -182,6 +231,39 @@ def test_table_lines_up() -> None:
         "a-long-name  failed  0-3",
     ]
     assert show.table(("GUEST", ""), []) == ["GUEST"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        ({"LC_ALL": "C.UTF-8"}, "a · b … \\udcff ä\n"),
+        ({"LC_ALL": "C"}, "a | b ... \\udcff \\xe4\n"),
+        ({"LC_ALL": "POSIX"}, "a | b ... \\udcff \\xe4\n"),
+        ({}, "a · b … \\udcff ä\n"),
+    ],
+)
+def test_a_locale_that_has_no_more_characters(environment: dict[str, str], shown: str) -> None:
+    program = (
+        "import sys\nfrom kvmsup import cli\nfrom kvmsup.cli import list as listing, show\n"
+        "listing.at_once = lambda: show.Look({}, ['a \\u00b7 b \\u2026 \\udcff \\xe4'])\nsys.exit(cli.main(['list']))"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("LC_ALL", "LC_CTYPE", "LANG")}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=kept | environment, capture_output=True, check=True)
+    assert done.stdout.decode() == shown
+
+
+def test_a_line_of_parts_is_folded_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert show.folded("one · two · three") == ["one · two · three"]
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", "11")
+    assert show.folded("one · two · three") == ["one · two", "  three"]
+    assert show.folded("a-long-one-alone · two") == ["a-long-one-alone", "  two"]
+
+
+def test_amounts_have_three_digits_or_four() -> None:
+    told = [show.amount(size) for size in (0, 999, 10 << 10, 9 << 20, 10 << 20, 64 << 30, 20 << 40)]
+    assert told == ["0", "999", "10K", "9216K", "10M", "64G", "20T"]
 
 
 class Terminal(io.StringIO):

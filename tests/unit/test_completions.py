@@ -74,6 +74,7 @@ VALUES: dict[str, Callable[[], set[str]]] = {
     "--disk": lambda: NOTHING,
     "--hostname": lambda: NOTHING,
     "--image": lambda: FILES,
+    "--interval": lambda: NOTHING,
     "--machine": machines,
     "--memory": lambda: NOTHING,
     "--name": lambda: NOTHING,

@@ -31,9 +31,9 @@ PROGRAM = """
 import os, sys, types
 sys.path.insert(0, sys.argv[1])
 from kvmsup import cli
-from kvmsup.effects import observe
+from kvmsup.effects import glance
 from kvmsup.plan import paths
-observe.running = lambda root, guest: types.SimpleNamespace(pid=os.getppid())
+glance.running = lambda root, guest: types.SimpleNamespace(pid=os.getppid())
 paths.socket = lambda guest, name: sys.argv[2]
 sys.exit(cli.main(["console", "web", *sys.argv[3:]]))
 """

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kvmsup.effects import cgroup, hugepages, numa_maps, observe, proc, sysfs
+from kvmsup.effects.glance import Seen
 from kvmsup.effects.numa_maps import Part
-from kvmsup.effects.observe import Seen
 from kvmsup.errors import HostError
 from tests.unit import trees
 from tests.unit.hosts import claim

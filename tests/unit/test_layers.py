@@ -19,6 +19,7 @@ THIRD_PARTY = {
     "pystemd": "kvmsup.effects.systemd",
     "pyudev": "kvmsup.effects.udev",
     "toml": "kvmsup.plan.guestfile",
+    "tqdm": "kvmsup.cli.progress",
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -17,9 +17,12 @@ from kvmsup.cli import check, show, status
 from kvmsup.cli import list as listing
 from kvmsup.effects import configs, outdated, running
 from kvmsup.entry import generator
+from kvmsup.model import config
+from kvmsup.plan import agreed
 from kvmsup.plan.changes import flatten
 from kvmsup.plan.paths import BINARY
 from tests.unit import trees
+from tests.unit.hosts import claim
 
 WEB = '[machine]\ntype = "pc-q35-7.2"\n[cpu]\nvcpus = 2\nmaxcpus = 4\n[memory]\nsize = "1G"\n'
 
@@ -69,6 +72,36 @@ def test_a_record_comes_and_goes(root: str) -> None:
     for _ in range(2):
         running.remove(root, "web")
         assert running.read(root, "web") is None
+
+
+def test_an_outline_is_what_the_generator_has_left_of_a_file(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert generator.main([f"{root}/run/systemd/generator"], root) == 0
+    wanted = agreed.Outline(2, 1 << 30, 0, ksm=False, dedicated=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(outdated, "configured", lambda *_: pytest.fail("TOML was read"))
+        assert outdated.outline(root, "web", b"", None) == (wanted, [])
+        held = claim("web")._replace(loaded=agreed.fingerprint(configs.read_guest(root, "web") or b"", b""))
+        assert outdated.outline(root, "web", b"", held) == (wanted, [])
+    # Whatever is edited, or was reloaded live, is read anew.
+    running.write(root, "web", flatten(config.read_guest("web", "", WEB.encode()).guest))
+    stale = held._replace(loaded="0" * 16)
+    assert outdated.outline(root, "web", b"", stale) == (wanted, [])
+    assert outdated.outline(root, "web", b"[x]", held) == (wanted, [])
+    edit(root, WEB.replace("vcpus = 2", "vcpus = 3"))
+    found, changed = outdated.outline(root, "web", b"", held)
+    assert found == wanted._replace(vcpus=3) and changed and changed[0].key == "cpu.vcpus"
+    edit(root, "[")
+    assert outdated.outline(root, "web", b"", held) == (None, None)
+    assert outdated.outline(root, "nobody", b"", None) == (None, None)
+
+
+@pytest.mark.parametrize("spoiled", ["vcpus=", "[X-Kvmsup]", "Environment=", "memory"])
+def test_an_outline_of_an_older_kvmsup_is_none(spoiled: str) -> None:
+    guest = config.read_guest("web", "", WEB.encode()).guest
+    text = "\n".join(["[Service]", f"Environment={agreed.LOADED}=7", *agreed.outline_section(guest)])
+    assert agreed.outline_in(text, "7") == agreed.outline(guest)
+    assert agreed.outline_in(text, "8") is None
+    assert agreed.outline_in(text.replace(spoiled, "x", 1), "7") is None
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from kvmsup.cli import status
-from kvmsup.effects import observe
+from kvmsup.effects import glance, observe
 from kvmsup.model import config
 from kvmsup.model.guest import Guest
 from kvmsup.plan import ending, qemu
@@ -126,8 +126,8 @@ def test_a_reset_is_the_same_qemu(tmp_path: Path) -> None:
     assert not (tmp_path / "ended").exists() or ending.cause((tmp_path / "ended").read_text()) is None
 
 
-def seen(pid: int) -> observe.Seen:
-    return observe.Seen("web", "active", "running", "success", pid, "", 0.0, "", "", None, configured=True)
+def seen(pid: int) -> glance.Seen:
+    return glance.Seen("web", "active", "running", "success", pid, "", 0.0, "", "", None, configured=True)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,22 @@ def load(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What systemd does at a daemon-reload."""
     content = configs.read_guest(root, "web") or b""
     monkeypatch.setenv(agreed.LOADED, agreed.fingerprint(content, configs.read_host(root)))
+
+
+def test_what_takes_long_is_in_the_status_of_the_unit(
+    root: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        setup.run("web", root)
+        with pytest.raises(BlockingIOError):  # 14M come at once
+            systemd.recv(100)
+        assert release.run("web", root) == []
+        monkeypatch.setattr(setup, "_TOLD_BYTES", 14 << 20)
+        setup.run("web", root)
+        assert [systemd.recv(100), systemd.recv(100)] == [b"STATUS=making 7 hugepages of 2M on node 0", b"STATUS="]
 
 
 def test_setup_and_release(root: str, pools: Pools) -> None:

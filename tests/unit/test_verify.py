@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from kvmsup.cli import verify
-from kvmsup.effects import observe
-from kvmsup.effects.observe import Seen, Thread
+from kvmsup.effects import glance, observe
+from kvmsup.effects.glance import Seen
+from kvmsup.effects.observe import Thread
 from tests.unit import trees
 from tests.unit.hosts import claim
 
@@ -43,7 +44,7 @@ def test_hints(
     seen = Seen("web", "active", "", "", 7, "", 0.0, "", "", claim("web"), True)
     monkeypatch.setattr(observe, "threads", lambda *_: [thread, thread])
     found = list(verify.differences(root, seen))
-    monkeypatch.setattr(observe, "guests", lambda *_: [seen])
+    monkeypatch.setattr(glance, "guests", lambda *_: [seen])
     monkeypatch.setattr(verify, "differences", lambda *_: found)
     assert verify.run(argparse.Namespace(guests=[], json=False)) == bool(hints)
     told = [line.removeprefix("hint: ") for line in capsys.readouterr().out.splitlines() if line.startswith("hint: ")]
