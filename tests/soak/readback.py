@@ -15,7 +15,7 @@ from kvmsup.model import hostpaths
 from kvmsup.model.guest import Guest, Host
 from kvmsup.model.hostpaths import is_absolute, is_device
 from kvmsup.model.topology import Topology
-from kvmsup.plan import changes, disks, dropin, firstboot, images, nets, paths, placement, plugs, qemu, visible
+from kvmsup.plan import agreed, changes, disks, dropin, firstboot, images, nets, paths, placement, plugs, qemu, visible
 from kvmsup.plan.unitfile import Variable, Word
 from tests.unit import hosts, real_systemd, systemd_syntax
 from tests.unit.real_manager import Started
@@ -98,6 +98,7 @@ def check_units(guest: Guest, host: Host) -> None:
     texts = dropin.render(guest, host, "/etc/kvmsup/web.toml", "0123456789abcdef")
     setup, own = (systemd_syntax.directives(text) for text in texts.values())
     assert [key for key, _ in setup if key != "TimeoutStartSec"] == ["SourcePath", "Environment"]
+    assert agreed.outline_in(next(iter(texts.values())), "0123456789abcdef") == agreed.outline(guest)
     found = {key: [one for name, one in own if name == key] for key in {name for name, _ in own}}
     assert set(found) <= _DIRECTIVES
     for key in ("Description", "Slice", "RequiresMountsFor", "ExecStartPre", "CPUAffinity", "SourcePath"):

@@ -13,9 +13,9 @@ _SIMPLE = {"a": 7, "b": 8, "f": 12, "n": 10, "r": 13, "t": 9, "v": 11, "\\": 92,
 
 
 def directives(text: str) -> list[tuple[str, str]]:
-    """Every NAME=VALUE of a unit file, continued lines joined."""
+    """Every NAME=VALUE of a unit file, continued lines joined; sections of others left out (systemd.unit(5), X-)."""
     found = []
-    joined = ""
+    joined, ours = "", True
     for line in text.split("\n"):
         if line.lstrip(_WHITESPACE).startswith(("#", ";")):
             continue
@@ -25,7 +25,9 @@ def directives(text: str) -> list[tuple[str, str]]:
         joined += line
         stripped = joined.strip(_WHITESPACE)
         joined = ""
-        if stripped and not (stripped.startswith("[") and stripped.endswith("]")):
+        if stripped.startswith("[") and stripped.endswith("]"):
+            ours = not stripped.startswith("[X-")
+        elif stripped and ours:
             name, equals, value = stripped.partition("=")
             assert equals, f"neither a section nor an assignment: {stripped}"
             found.append((name.rstrip(_WHITESPACE), value.lstrip(_WHITESPACE)))
