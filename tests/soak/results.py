@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 PLACE = Path(__file__).with_name("record.jsonl")
+_HEAD = "# SPDX-License-Identifier: LGPL-2.1-or-later\n"
 
 Figure = float | int | str
 
@@ -74,11 +75,11 @@ class Results:
             file.write(("\n" if cut_off else "") + _line(record._replace(version=self.key)))
 
     def tidy(self) -> list[Record]:
-        """Leave one line for each name, in the order of the names; returns all of them."""
+        """Leave one line for each name, in the order of the names, below a head; returns all of them."""
         with self._opened() as file:
             found = sorted(_parsed(file.read()), key=lambda one: (one.part, one.name))
             file.truncate(0)
-            file.write("".join(map(_line, found)))
+            file.write(_HEAD + "".join(map(_line, found)))
         return found
 
     @contextmanager
