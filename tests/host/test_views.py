@@ -95,6 +95,7 @@ def test_watching_by_a_program(two: Host, verb: str) -> None:
 
 
 def test_watching_on_a_terminal(two: Host) -> None:
+    """One that does not know its size, as a serial line."""
     program = (
         "import os, pty, signal, sys, time\n"
         "pid, master = pty.fork()\n"
@@ -102,10 +103,10 @@ def test_watching_on_a_terminal(two: Host) -> None:
         "    os.environ['TERM'] = 'xterm'\n"
         "    os.execvp('kvmsup', ['kvmsup', 'status', 'web', '--interval', '0.5'])\n"
         "shown = b''\n"
-        "while shown.count(b'\\x1b[?2026l') < 3:\n"
-        "    shown += os.read(master, 65536)\n"
-        "os.write(master, b'q')\n"
+        "pressed = False\n"
         "while True:\n"
+        "    if not pressed and shown.count(b'\\x1b[?2026l') >= 3:\n"
+        "        pressed = os.write(master, b'q') == 1\n"
         "    try:\n"
         "        shown += os.read(master, 65536)\n"
         "    except OSError:\n"
@@ -120,8 +121,8 @@ def test_watching_on_a_terminal(two: Host) -> None:
 
 def test_a_guest_that_is_watched_is_not_asked(two: Host) -> None:
     """Its balloon's driver and its agent would have to wake up; where memory is holds up QEMU."""
-    balloon = '[memory.balloon]\nmin = "32M"\n[guest]\nagent = true\n'
-    guests.configure(two, {**TWO, "asked": guests.SHARED + balloon})
+    balloon = '[memory.balloon]\nmin = "64M"\n[guest]\nagent = true\n'
+    guests.configure(two, {**TWO, "asked": guests.SHARED.replace("64M", "128M") + balloon})
     guests.start(two, "asked")
     watched = json.loads(
         two.run("kvmsup status asked --json --interval 5 | head -n 1", timeout=60).stdout.splitlines()[0]
