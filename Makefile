@@ -86,6 +86,7 @@ install:
 	chmod 0755 $(DESTDIR)$(PREFIX)/bin/kvmsup $(DESTDIR)$(PREFIX)/lib/systemd/system-generators/kvmsup-generator
 	install -Dm644 units/kvmsup.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/kvmsup.conf
 	install -Dm644 units/80-kvmsup-tap.link $(DESTDIR)$(PREFIX)/lib/systemd/network/80-kvmsup-tap.link
+	install -Dm644 units/kvmsup.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/kvmsup.catalog
 	install -Dm644 units/kvmsup.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/kvmsup.conf
 
 clean:
