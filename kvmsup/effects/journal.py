@@ -2,8 +2,10 @@
 """Words for the journal: under the guest's unit whichever unit said them, with KVMSUP_GUEST= and MESSAGE_ID=.
 
 `journalctl -u` and `systemctl status` also show what root logs with OBJECT_SYSTEMD_UNIT= (systemd.journal-fields(7)).
-What a guest's own units say has KVMSUP_GUEST= from LogExtraFields=; all others say of whom they speak. `catalog` is a
-name in kvmsup.catalog. The wire format is systemd.io/JOURNAL_NATIVE_PROTOCOL.
+So do programs with their own units: a busy journald hears of one that has ended, and cannot tell any more which
+unit it was of, nor that unit's LogExtraFields=. A field that is there twice is kept once.
+
+`catalog` is a name in kvmsup.catalog. The wire format is systemd.io/JOURNAL_NATIVE_PROTOCOL.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ ERROR, WARNING, NOTICE = 3, 4, 5
 # Names and values; the journal takes one name several times.
 Fields = list[tuple[str, str]]
 
-# The unit whose words are said, where its lines carry no priority: kvm@.service sets it.
+# The unit whose words are said: it sets this itself.
 _UNIT = "KVMSUP_UNIT"
 _SOCKET = "/run/systemd/journal/socket"
 # A journal that takes nothing must not keep a guest, or the host's boot, waiting.
@@ -33,24 +35,31 @@ def say(priority: int, text: str, catalog: str = "", guests: Iterable[str] = ())
     There with a priority for each line (sd-daemon(3)), but for kvm@NAME, whose lines are what its guest prints, too: a
     guest that could choose priorities would write to every terminal of the host (journald.conf(5), ForwardToWall=).
     """
-    unit = os.environ.get(_UNIT)
-    about = [("KVMSUP_GUEST", guest) for guest in guests] + ([("OBJECT_SYSTEMD_UNIT", unit)] if unit else [])
+    unit = os.environ.get(_UNIT, "")
+    own = unit.partition("@")[2].removesuffix(".service")
+    about = _about([own, *guests] if own else guests, unit)
     # create, which is the guest's own user, sees no journal.
     if text and not (os.geteuid() == 0 and _in_service() and _log("", "kvmsup", about, priority, text, catalog)):
         for line in text.splitlines():
-            print(line if unit else f"<{priority}>{line}", file=sys.stderr)
+            print(line if unit.startswith("kvm@") else f"<{priority}>{line}", file=sys.stderr)
 
 
 def tell(root: str, guest: str, priority: int, text: str, catalog: str = "") -> None:
     """Log `text` for kvm@`guest`; on standard error where there is no journal, or no service to be in."""
-    about = [("KVMSUP_GUEST", guest), ("OBJECT_SYSTEMD_UNIT", f"kvm@{guest}.service")]
+    about = _about([guest], f"kvm@{guest}.service", os.environ.get(_UNIT, ""))
     if not (_in_service() and _log(root, "kvmsup", about, priority, text, catalog)):
         print(text, file=sys.stderr)
 
 
 def report(root: str, program: str, guest: str, text: str, catalog: str) -> bool:
     """Log an error that `program`, which is no service's, has with `guest`; whether there is a journal to take it."""
-    return _log(root, program, [("KVMSUP_GUEST", guest)] if guest else [], ERROR, text, catalog)
+    return _log(root, program, _about([guest]), ERROR, text, catalog)
+
+
+def _about(guests: Iterable[str], *units: str) -> Fields:
+    """Of whom a message is, and under which units it shows; "" is none."""
+    found = [("KVMSUP_GUEST", guest) for guest in guests] + [("OBJECT_SYSTEMD_UNIT", unit) for unit in units]
+    return [(name, value) for name, value in dict.fromkeys(found) if value]
 
 
 def _in_service() -> bool:

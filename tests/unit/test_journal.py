@@ -127,6 +127,30 @@ def test_every_unit_of_one_guest_says_whose_it_is() -> None:
     assert all("\nLogExtraFields=KVMSUP_GUEST=%i\n" in unit.read_text() for unit in units)
 
 
+def test_every_unit_tells_its_programs_which_it_is() -> None:
+    """But for the listener, which may open no socket."""
+    units = {unit.name: unit.read_text() for unit in (ROOT / "units").glob("*.service")}
+    del units["kvmsup-listen.service"]
+    assert len(units) == 5
+    assert all(f"\nEnvironment=KVMSUP_UNIT={name.replace('@', '@%i')}\n" in text for name, text in units.items())
+
+
+def test_a_refusal_shows_under_both_units(listening: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KVMSUP_UNIT", "kvm-setup@web.service")
+    assert setup.main("web", str(tmp_path)) == 1
+    (said,) = listening.messages()
+    assert said["OBJECT_SYSTEMD_UNIT"] == ["kvm@web.service", "kvm-setup@web.service"]
+    assert said["KVMSUP_GUEST"] == ["web"]
+
+
+def test_other_units_keep_the_priority_where_there_is_no_journal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KVMSUP_UNIT", "kvm-ready@web.service")
+    journal.say(journal.ERROR, "one\ntwo")
+    assert capfd.readouterr().err == "<3>one\n<3>two\n"
+
+
 def test_a_refused_start(listening: Journal, tmp_path: Path) -> None:
     assert setup.main("web", str(tmp_path)) == 1
     assert listening.messages() == [
@@ -194,7 +218,7 @@ def test_other_guests_are_the_reason_or_not() -> None:
 
 
 def test_the_guests_own_unit(ours: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """kvm@web: systemd adds the guest to what its programs say."""
+    """kvm@web: its programs say themselves whose they are, as they may have ended when journald asks systemd."""
     monkeypatch.setenv("KVMSUP_UNIT", "kvm@web.service")
     monkeypatch.setenv("SERVICE_RESULT", "oom-kill")
     assert ended.main("web", str(tmp_path)) == 0
@@ -203,7 +227,7 @@ def test_the_guests_own_unit(ours: Journal, tmp_path: Path, monkeypatch: pytest.
     assert out_of_memory["MESSAGE_ID"] == [IDS["out-of-memory"]]
     assert no_guest["MESSAGE_ID"] == [IDS["no-guest"]]
     assert all(one["OBJECT_SYSTEMD_UNIT"] == ["kvm@web.service"] for one in (out_of_memory, no_guest))
-    assert not any("KVMSUP_GUEST" in one for one in (out_of_memory, no_guest))
+    assert all(one["KVMSUP_GUEST"] == ["web"] for one in (out_of_memory, no_guest))
 
 
 def test_what_concerns_several_guests(ours: Journal, tmp_path: Path) -> None:
