@@ -94,6 +94,7 @@ install:
 	install -Dm644 units/kvmsup.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/kvmsup.conf
 	install -Dm644 units/90-kvmsup.preset $(DESTDIR)$(PREFIX)/lib/systemd/system-preset/90-kvmsup.preset
 	install -Dm644 units/80-kvmsup-tap.link $(DESTDIR)$(PREFIX)/lib/systemd/network/80-kvmsup-tap.link
+	install -Dm644 units/kvmsup.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/kvmsup.catalog
 	install -Dm644 units/kvmsup.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/kvmsup.conf
 
 clean:

@@ -8,7 +8,7 @@ The layers, top to bottom; imports go down only (tests/unit/test_layers.py):
     effects   what touches the host; everything here takes the root path it works under
     plan      pure decisions: records in, values out
     model     configuration and topology as frozen records
-    leaves    errors, cpulist, sizes, steps
+    leaves    errors, catalog, cpulist, sizes, steps
 """
 
 __version__ = "0.1.0"

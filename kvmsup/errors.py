@@ -19,12 +19,19 @@ def visible(text: str) -> str:
 
 
 class KvmsupError(Exception):
-    """A failure told to the user: what happened and, in `hint`, what to do about it."""
+    """A failure told to the user: what happened and, in `hint`, what to do about it.
 
-    def __init__(self, what: str, hint: str = "") -> None:
+    `catalog` names its entry in the journal's catalog (kvmsup.catalog), where it has one of its own.
+    """
+
+    catalog = ""
+
+    def __init__(self, what: str, hint: str = "", catalog: str = "") -> None:
         super().__init__(what)
         self.what = what
         self.hint = hint
+        if catalog:
+            self.catalog = catalog
 
     def __str__(self) -> str:
         return visible(f"{self.what}\n  hint: {self.hint}" if self.hint else self.what)
@@ -74,6 +81,8 @@ class Diagnostic(NamedTuple):
 
 class ConfigError(KvmsupError):
     """A configuration file is wrong; `diagnostics` holds every finding, sorted by place."""
+
+    catalog = "file-wrong"
 
     def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
         self.diagnostics = tuple(sorted(diagnostics, key=lambda found: (found.file, found.line, found.column)))

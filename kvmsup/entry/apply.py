@@ -59,7 +59,7 @@ def main(name: str, root: str = "") -> int:
     except stopping.Stopping:
         return stop.end(name, pid, root)
     except KvmsupError as error:
-        journal.say(journal.ERROR, str(error))
+        journal.say(journal.ERROR, str(error), error.catalog or "reload-failed")
         return 1
     return 0
 
@@ -244,7 +244,10 @@ class _Reload:
         if loaded != self.claim.loaded:
             self._claim(self.claim._replace(loaded=loaded))
         for change in found:
-            done = "applied" if change.how == changes.LIVE else f"needs a restart{change.why and f': {change.why}'}"
-            journal.say(journal.NOTICE, f"{change.told}, {done}")
+            if change.how == changes.LIVE:
+                journal.say(journal.NOTICE, f"{change.told}, applied")
+            else:
+                told = f"{change.told}, needs a restart{change.why and f': {change.why}'}"
+                journal.say(journal.NOTICE, told, "needs-restart")
         if not found:
             journal.say(journal.NOTICE, f"{self.name} runs with all that {configs.guest_file(self.name)} says")

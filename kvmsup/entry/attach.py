@@ -42,12 +42,13 @@ def main(name: str, root: str = "") -> int:
     except stopping.Stopping:
         return 0
     except KvmsupError as error:
-        journal.say(journal.ERROR, str(error))
+        journal.say(journal.ERROR, str(error), error.catalog or "start-failed")
         if isinstance(error, QmpError):
             # QEMU may have refused the CPU, which it says in its own words. Imported here: a good start has no need.
             from kvmsup.entry import explain
 
-            journal.say(journal.ERROR, explain.refusal(name, root))
+            if why := explain.refusal(name, root):
+                journal.say(journal.ERROR, str(why), why.catalog or "start-failed")
         return 1
     return 0
 
@@ -171,11 +172,14 @@ def _verify(root: str, claim: Claim, wanted: dict[int, Duty]) -> None:
         # The fence may have taken CPUs from a shared guest since its claim: less is right, more never.
         if actual != duty.cpus and (claim.dedicated or not actual < duty.cpus):
             told = f"{_told(root, tid)} may run on CPU {cpulist.render(actual)}"
-            raise HostError(f"{told} after it was pinned to {cpulist.render(duty.cpus)}")
+            what = f"{told} after it was pinned to {cpulist.render(duty.cpus)}"
+            raise HostError(what, catalog="pins-wrong")
         if duty.scheduler and pin.scheduled(tid) not in (duty.scheduler, None):
-            raise HostError(f"{_told(root, tid)} runs as {pin.scheduled(tid)} after it was made {duty.scheduler}")
+            what = f"{_told(root, tid)} runs as {pin.scheduled(tid)} after it was made {duty.scheduler}"
+            raise HostError(what, catalog="pins-wrong")
         if claim.core_scheduling and duty.role != "emulator" and not kernel.core_cookie(tid):
-            raise HostError(f"{_told(root, tid)} shares its core with anybody after it was given a cookie")
+            what = f"{_told(root, tid)} shares its core with anybody after it was given a cookie"
+            raise HostError(what, catalog="pins-wrong")
 
 
 def _look_for_hugepages(root: str, pid: int, claim: Claim) -> None:
@@ -192,7 +196,7 @@ def _look_for_hugepages(root: str, pid: int, claim: Claim) -> None:
     if found != claim.pages:
         size = sizes.render(claim.page_size)
         told = f"its hugepages of {size} are on {_counted(found)}, claimed are {_counted(claim.pages)}"
-        journal.say(journal.WARNING, f"{told}; kvmsup status {claim.guest} tells what is where")
+        journal.say(journal.WARNING, f"{told}; kvmsup status {claim.guest} tells what is where", "pages-elsewhere")
 
 
 def _counted(pages: Mapping[int, int]) -> str:

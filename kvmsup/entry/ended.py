@@ -19,7 +19,7 @@ def main(name: str, root: str = "") -> int:
     result = os.environ.get("SERVICE_RESULT", "")
     found = ending.told(result, ending.cause(_traced(root + socket(name, ENDED))))
     if found:
-        journal.say(journal.ERROR if found.failed else journal.NOTICE, found.what)
+        journal.say(journal.ERROR if found.failed else journal.NOTICE, found.what, found.catalog)
     return 0
 
 

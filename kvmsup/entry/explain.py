@@ -7,32 +7,33 @@ kvm@NAME, the template's own ExecStart=, runs main: systemd has no drop-in for t
 from __future__ import annotations
 
 from kvmsup.effects import configs, journal
-from kvmsup.errors import KvmsupError
+from kvmsup.errors import ConfigError, HostError, KvmsupError
 from kvmsup.model import config
 
 
 def main(name: str, root: str = "") -> int:
     """Say what is wrong with the configuration of the guest called `name`; always 1."""
-    journal.say(journal.ERROR, reason(name, root))
+    found = reason(name, root)
+    journal.say(journal.ERROR, str(found), found.catalog or "start-refused")
     return 1
 
 
-def reason(name: str, root: str) -> str:
+def reason(name: str, root: str) -> KvmsupError:
     """Why there is nothing to start."""
     file = configs.guest_file(name)
     try:
         content = configs.read_guest(root, name)
         if content is None:
-            return f"there is no guest {name}: no {file}"
+            return HostError(f"there is no guest {name}: no {file}", catalog="no-guest")
         config.read_host(configs.HOST_FILE, configs.read_host(root))
         config.read_guest(name, file, content)
     except KvmsupError as error:
-        return str(error)
-    return f"systemd has not loaded {file} yet\n  hint: systemctl daemon-reload"
+        return error
+    return HostError(f"systemd has not loaded {file} yet", "systemctl daemon-reload", "not-loaded")
 
 
-def refusal(name: str, root: str) -> str:
-    """What is wrong with the guest's CPU or address, after a QEMU that ended at once; "" where neither was the reason.
+def refusal(name: str, root: str) -> KvmsupError | None:
+    """What is wrong with the guest's CPU or address, after a QEMU that ended at once; None where neither was why.
 
     Asking costs imports that main has no use for.
     """
@@ -43,11 +44,13 @@ def refusal(name: str, root: str) -> str:
     try:
         content = configs.read_guest(root, name)
         if content is None:
-            return ""
+            return None
         read = config.read_guest(name, file, content)
         if read.guest.inside.ready and (taken := vsock.taken(root, cid(name))):
-            return f"{taken}\n  hint: leave guest.ready out, or stop what has it (ls -l /proc/*/fd | grep vhost-vsock)"
+            hint = "leave guest.ready out, or stop what has it (ls -l /proc/*/fd | grep vhost-vsock)"
+            return HostError(taken, hint, "in-use")
         read.document.problems.extend(models.problems(read.guest))
     except KvmsupError as error:
-        return str(error)
-    return "\n".join(str(found) for found in read.document.diagnostics() if found.severity == "error")
+        return error
+    found = [one for one in read.document.diagnostics() if one.severity == "error"]
+    return ConfigError(found) if found else None

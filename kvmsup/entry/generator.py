@@ -17,7 +17,10 @@ from kvmsup.model import config
 from kvmsup.model.guest import NAME_RULE, Host, is_name
 from kvmsup.plan import agreed, dropin
 
-# Of one file into the kernel's log, which every line there pushes another one out of.
+_PROGRAM = "kvmsup-generator"
+# systemd sets it (systemd.generator(7)); who runs this by hand looks for no answer in the journal.
+_SYSTEMD = "SYSTEMD_SCOPE"
+# Of one file into a log, which every line there pushes another one out of.
 _MOST_LINES = 20
 
 
@@ -39,10 +42,10 @@ def main(arguments: list[str], root: str = "") -> int:
             for path, text in convert(name, root, host, host_content).items():
                 _write(f"{arguments[0]}/{path}", text)
         except KvmsupError as error:
-            tell(error, root)
+            tell(error, root, name)
             status = 1
         except Exception as error:  # a bug, which must not cost the other guests their drop-ins
-            tell(KvmsupError(f"{configs.guest_file(name)}: kvmsup has a bug: {error!r}"), root)
+            tell(KvmsupError(f"{configs.guest_file(name)}: kvmsup has a bug: {error!r}"), root, name)
             status = 1
     return status
 
@@ -56,7 +59,7 @@ def convert(name: str, root: str, host: Host, host_content: bytes) -> dict[str, 
     file = configs.guest_file(name)
     if not is_name(name):
         what = f"{file}: {name!r} cannot name a guest"
-        raise KvmsupError(what, NAME_RULE)
+        raise KvmsupError(what, NAME_RULE, "file-wrong")
     content = configs.read_guest(root, name)
     if content is None:
         return {}  # removed since it was listed
@@ -72,15 +75,23 @@ def _write(path: str, text: str) -> None:
     files.replace(path, text)
 
 
-def tell(error: KvmsupError, root: str) -> None:
-    """One line of the kernel's log for each finding: it is what there is at early boot. Standard error without one."""
+def tell(error: KvmsupError, root: str, guest: str = "") -> None:
+    """The findings, a line each, into the journal; into the kernel's log where there is none, as at early boot.
+
+    On standard error without either.
+    """
+    from kvmsup.effects import journal  # good files have no need of it
+
     found = error.diagnostics if isinstance(error, ConfigError) else ()
     lines = [str(one).splitlines()[0] for one in found if one.severity == "error"] or str(error).splitlines()
     more = len(lines) - _MOST_LINES
-    for line in [*lines[:_MOST_LINES], *([f"and {more} more findings: kvmsup check"] if more > 0 else ())]:
-        # Anything in a file may end up in a message; a line of the kernel's log is printable and bounded.
-        printable = files.printable(line)[:800]
+    lines = [*lines[:_MOST_LINES], *([f"and {more} more findings: kvmsup check"] if more > 0 else ())]
+    # Anything in a file may end up in a message; a line of a log is printable and bounded.
+    printable = [files.printable(line)[:800] for line in lines]
+    if _SYSTEMD in os.environ and journal.report(root, _PROGRAM, guest, "\n".join(printable), error.catalog):
+        return
+    for line in printable:
         try:
-            files.write_attribute(f"{root}/dev/kmsg", f"<3>kvmsup-generator[{os.getpid()}]: {printable}\n")
+            files.write_attribute(f"{root}/dev/kmsg", f"<3>{_PROGRAM}[{os.getpid()}]: {line}\n")
         except HostError:
-            print(printable, file=sys.stderr)
+            print(line, file=sys.stderr)

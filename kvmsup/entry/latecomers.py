@@ -24,7 +24,7 @@ def hold(root: str, claim: Claim, late: Mapping[str, File]) -> Claim:
     found = [backing.look_late(root, about, source) for about, source in late.items()]
     whole = claim._replace(disks=(*claim.disks, *found))
     refusals.check_apart(whole.disks)
-    with patience.lock(root, _SECONDS, partial(journal.say, journal.NOTICE)):
+    with patience.lock(root, _SECONDS, partial(journal.say, journal.NOTICE, catalog="waits")):
         others = ledger.sweep(root, claims.read_all(root), keep=claim.guest)
         refusals.check_disks(claim.guest, found, [one for one in others.values() if one.guest != claim.guest])
         claims.write(root, whole)

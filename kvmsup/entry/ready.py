@@ -28,7 +28,7 @@ def main(name: str, root: str = "") -> int:
     try:
         run(name, root, _timeout(name))
     except KvmsupError as error:
-        journal.say(journal.ERROR, str(error))
+        journal.say(journal.ERROR, str(error), "not-ready")
         return 1
     return 0
 

@@ -19,9 +19,9 @@ def main(name: str, root: str = "") -> int:
     """Release the claim of the guest called `name`; 0, or 1 with the reason in the journal."""
     try:
         for shortfall in run(name, root):
-            journal.tell(root, name, journal.WARNING, shortfall)
+            journal.tell(root, name, journal.WARNING, shortfall, "pages-left")
     except KvmsupError as error:
-        journal.tell(root, name, journal.ERROR, str(error))
+        journal.tell(root, name, journal.ERROR, str(error), "release-failed")
         return 1
     return 0
 
@@ -32,7 +32,7 @@ def run(name: str, root: str) -> list[str]:
     Raises KvmsupError.
     """
     step("release.lock")
-    with patience.lock(root, _SECONDS, partial(journal.tell, root, name, journal.NOTICE)):
+    with patience.lock(root, _SECONDS, partial(journal.tell, root, name, journal.NOTICE, catalog="waits")):
         known = claims.read_all(root)
         mine = known.pop(name, None)
         if mine is None:

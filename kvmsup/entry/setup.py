@@ -53,7 +53,7 @@ def main(name: str, root: str = "") -> int:
     try:
         run(name, root)
     except KvmsupError as error:
-        journal.tell(root, name, journal.ERROR, str(error))
+        journal.tell(root, name, journal.ERROR, str(error), error.catalog or "start-refused")
         return 1
     return 0
 
@@ -67,7 +67,7 @@ def run(name: str, root: str) -> None:
     found = _backing(root, request.guest)
     refusals.check_apart(found.disks)
     deadline = time.monotonic() + PATIENCE_SECONDS
-    tell = partial(journal.tell, root, name, journal.NOTICE)
+    tell = partial(journal.tell, root, name, journal.NOTICE, catalog="waits")
     told = False
     while True:
         try:
@@ -96,7 +96,7 @@ def _request(name: str, root: str) -> Request:
         what = f"{file} was edited since systemd loaded it" if loaded else f"systemd has not loaded {file} yet"
         if loaded and loaded[:8] == found.loaded[:8]:
             what = f"{configs.HOST_FILE} was edited since systemd loaded it"
-        raise HostError(what, "systemctl daemon-reload")
+        raise HostError(what, "systemctl daemon-reload", "not-loaded")
     return found
 
 
@@ -105,7 +105,7 @@ def _no_file(name: str, root: str) -> HostError:
 
     near = nearest(name, configs.names(root))
     hint = f"did you mean kvm@{near}?" if near else "kvmsup.guest(5) describes the file"
-    return HostError(f"there is no guest {name}: no {configs.guest_file(name)}", hint)
+    return HostError(f"there is no guest {name}: no {configs.guest_file(name)}", hint, "no-guest")
 
 
 def _check_host(guest: Guest, root: str) -> None:

@@ -49,7 +49,7 @@ def end(name: str, pid: int, root: str) -> int:
         patience, to_quit = _spans(name)
         status = _asked(name, pid, root, patience, to_quit)
         if proc.kill_after(process, to_quit / 2):
-            journal.say(journal.WARNING, "QEMU did not end when it was told to: it was killed")
+            journal.say(journal.WARNING, "QEMU did not end when it was told to: it was killed", "killed")
             status = 1
     return status
 
@@ -58,7 +58,8 @@ def _asked(name: str, pid: int, root: str, patience: float, to_quit: float) -> i
     try:
         run(name, pid, root, patience, to_quit, has_agent=os.environ.get("KVMSUP_AGENT") == "yes")
     except KvmsupError as error:
-        journal.say(journal.WARNING, f"the guest could not be asked to power down: {error}: its power is cut")
+        what = f"the guest could not be asked to power down: {error}: its power is cut"
+        journal.say(journal.WARNING, what, "power-cut")
         proc.send(pid, signal.SIGTERM)
         return 1
     return 0
@@ -139,7 +140,8 @@ def _power_down(monitor: qmp.Monitor, deadline: float, also: Callable[[], None])
         step("stop.wait")
         if monitor.wait_for_end(max(0.0, min(now + _AGAIN_SECONDS, deadline) - time.monotonic())):
             return True
-    journal.say(journal.WARNING, f"the guest has not shut down within {deadline - start:.0f} s: cutting its power")
+    what = f"the guest has not shut down within {deadline - start:.0f} s: cutting its power"
+    journal.say(journal.WARNING, what, "power-cut")
     return False
 
 
@@ -167,7 +169,7 @@ def _hears(monitor: qmp.Monitor) -> bool:
         state = str(found.get("status")) if isinstance(found, dict) else ""
         if state in _DEAD:
             if _DEAD[state]:
-                journal.say(journal.WARNING, _DEAD[state])
+                journal.say(journal.WARNING, _DEAD[state], "power-cut")
             return False
         if state in _WAKING:
             command, said = _WAKING[state]

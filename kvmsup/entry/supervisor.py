@@ -25,7 +25,7 @@ def main(root: str = "") -> int:
     try:
         Supervisor(root).run()
     except KvmsupError as error:
-        journal.say(journal.ERROR, str(error))
+        journal.say(journal.ERROR, str(error), "supervisor-failed")
         return 1
     return 0
 
@@ -35,7 +35,7 @@ def restore(root: str = "") -> int:
     try:
         ksm.restore(root)
     except KvmsupError as error:
-        journal.say(journal.ERROR, str(error))
+        journal.say(journal.ERROR, str(error), "supervisor-failed")
         return 1
     return 0
 
@@ -81,7 +81,7 @@ class Supervisor:
             with contextlib.suppress(claims.Busy), claims.lock_now(self.root):
                 ledger.sweep(self.root, claims.read_all(self.root))
         except KvmsupError as error:
-            journal.say(journal.WARNING, str(error))
+            journal.say(journal.WARNING, str(error), "supervisor-failed")
 
     def _again(self, signals: int) -> bool:
         """Whether the signals that came are wishes to look again (SIGHUP), and none to end."""
@@ -113,7 +113,7 @@ class Supervisor:
                 except claims.Busy:
                     pass  # it has set a time to try again
                 except KvmsupError as error:
-                    journal.say(journal.WARNING, str(error))
+                    journal.say(journal.WARNING, str(error), "supervisor-failed")
 
 
 def _signal_pipe() -> int:

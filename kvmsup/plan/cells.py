@@ -57,9 +57,8 @@ def chosen_by_user(guest: Guest, topology: Topology) -> tuple[int, ...]:
         if on != {node}:
             what = f"the CPUs of guest node {number} are on node {cpulist.render(on)}"
             where = f", not on {node}" if cell.host_node is not None else ""
-            raise Refusal(
-                f"placement.vcpu: {what}{where}", f"choose CPUs of one node for vCPU {cpulist.render(cell.vcpus)}"
-            )
+            hint = f"choose CPUs of one node for vCPU {cpulist.render(cell.vcpus)}"
+            raise Refusal(f"placement.vcpu: {what}{where}", hint, "no-cpus")
         nodes.append(node)
     return tuple(nodes)
 

@@ -11,10 +11,11 @@ _GUEST_SHUTDOWN, _GUEST_PANIC = 6, 8
 
 
 class Told(NamedTuple):
-    """`failed`: the unit has failed by it."""
+    """`failed`: the unit has failed by it. `catalog`: its name in the journal's catalog."""
 
     failed: bool
     what: str
+    catalog: str
 
 
 def cause(traced: str) -> int | None:
@@ -30,10 +31,11 @@ def told(result: str, why: int | None) -> Told | None:
     """
     if result == "oom-kill":
         fix = "the host has too little memory (kvmsup list), or a MemoryMax= of the unit or of a slice is too small"
-        return Told(True, f"the kernel ran out of memory and killed QEMU: a power cut for the guest\n  hint: {fix}")
+        what = f"the kernel ran out of memory and killed QEMU: a power cut for the guest\n  hint: {fix}"
+        return Told(True, what, "out-of-memory")
     if why == _GUEST_PANIC:
         where = "what it said last is above, where the journal has the console that it said it on (console.serial)"
-        return Told(True, f"the guest's kernel has panicked\n  hint: {where}")
+        return Told(True, f"the guest's kernel has panicked\n  hint: {where}", "panicked")
     if why == _GUEST_SHUTDOWN and result == "success":
-        return Told(False, "the guest has shut down")
+        return Told(False, "the guest has shut down", "shut-down")
     return None

@@ -62,7 +62,7 @@ def _check_cells(guest: Guest, claim: Claim, vcpu: Sequence[frozenset[int]]) -> 
         if not any(vcpu[index] for index in cell.vcpus):
             gone = frozenset[int]().union(*(claim.vcpu[index] for index in cell.vcpus))
             what = f"CPU {cpulist.render(gone)}, all that guest node {number} has, is offline"
-            raise Refusal(what, f"echo 1 > /sys/devices/system/cpu/cpu{min(gone)}/online")
+            raise Refusal(what, f"echo 1 > /sys/devices/system/cpu/cpu{min(gone)}/online", "no-cpus")
 
 
 def check_real_time(claim: Claim) -> None:

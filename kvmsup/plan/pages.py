@@ -48,7 +48,7 @@ def refusal(short: Shortfall) -> Refusal:
         what += f"; other processes: {', '.join(told)}{f' and {more} more' if more > 0 else ''}"
     if short.unmapped:
         what += f"; {short.unmapped} are in files that no process has mapped"
-    return Refusal(what, _help(short, room >= missing and short.came is not None))
+    return Refusal(what, _help(short, room >= missing and short.came is not None), "no-pages")
 
 
 def _help(short: Shortfall, fragmented: bool) -> str:

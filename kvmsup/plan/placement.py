@@ -15,7 +15,6 @@ from kvmsup.model.claim import Claim, Interface
 from kvmsup.model.guest import Guest, Host, IoThread
 from kvmsup.model.topology import Topology
 from kvmsup.plan import cells, packing, refusals
-from kvmsup.plan.refusals import Taken
 from kvmsup.plan.scene import OWNED, Scene, around
 from kvmsup.records import NamedTuple
 
@@ -139,12 +138,12 @@ def _chosen_by_user(guest: Guest, scene: Scene, why: list[str]) -> Chosen:
     if guest.placement.dedicated and cpus & scene.housekeeping:
         kept = cpulist.render(cpus & scene.housekeeping)
         what = f"placement.vcpu: CPU {kept} is for housekeeping, which no guest may own"
-        raise Refusal(what, "choose other CPUs, or set cpu.housekeeping in /etc/kvmsup.toml")
+        raise refusals.no_cpus(what, "choose other CPUs, or set cpu.housekeeping in /etc/kvmsup.toml")
     outside = cpus - scene.topology.cpus_of(guest.placement.nodes or scene.topology.nodes)
     if outside:
         node = cpulist.render(guest.placement.nodes or ())
         what = f"placement.vcpu: CPU {cpulist.render(outside)} is not on node {node}"
-        raise Refusal(what, "make placement.nodes and placement.vcpu agree")
+        raise refusals.no_cpus(what, "make placement.nodes and placement.vcpu agree")
     why.append(f"CPU {cpulist.render(cpus)}: chosen in [placement.vcpu]")
     return guest.placement.vcpu, cells.chosen_by_user(guest, scene.topology)
 
@@ -158,7 +157,7 @@ def _idle(guest: Guest, scene: Scene, cpus: frozenset[int], why: list[str]) -> f
     refusals.check_free(told, idle, scene.holders)
     if idle & scene.housekeeping:
         what = f"{told}: CPU {cpulist.render(idle & scene.housekeeping)} is for housekeeping"
-        raise Refusal(what, "choose other CPUs, or set cpu.housekeeping in /etc/kvmsup.toml")
+        raise refusals.no_cpus(what, "choose other CPUs, or set cpu.housekeeping in /etc/kvmsup.toml")
     if idle:
         why.append(f"CPU {cpulist.render(idle)} stays idle, as the siblings of its CPUs")
     return idle
@@ -247,7 +246,7 @@ def _check_nobody_is_stranded(guest: Guest, scene: Scene, cpus: frozenset[int]) 
     if stranded:
         names = " and ".join(stranded)
         what = f"CPU {cpulist.render(cpus)} would be taken from shared guest {names}, which has no other for a vCPU"
-        raise Taken(what, "choose other CPUs, or stop that guest", stranded)
+        raise refusals.no_cpus(what, "choose other CPUs, or stop that guest", stranded)
 
 
 def _emulator(
@@ -316,7 +315,7 @@ def _free_on(nodes: Iterable[int], scene: Scene) -> int:
 def _one_node(guest: Guest, scene: Scene, nodes: frozenset[int]) -> int:
     if len(nodes) > 1 and guest.placement.dedicated:
         what = f"its CPUs are on nodes {cpulist.render(nodes)}, but hugepages are reserved on one node"
-        raise Refusal(what, "choose CPUs of one node, or leave memory.hugepages out")
+        raise refusals.no_cpus(what, "choose CPUs of one node, or leave memory.hugepages out")
     if len(nodes) == 1:
         return min(nodes)  # if the pages do not come there, setup says what holds them
     roomiest = max(sorted(nodes), key=lambda node: scene.free.get(node, 0))

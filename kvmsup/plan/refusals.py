@@ -20,9 +20,16 @@ _PLURAL = {OWNED: "are dedicated to guest", EMULATOR: "run QEMU's own threads of
 class Taken(Refusal):
     """Refused because of other guests: `holders` names them, so that setup can wait for those that are leaving."""
 
-    def __init__(self, what: str, hint: str, holders: Sequence[str]) -> None:
-        super().__init__(what, hint)
+    catalog = "in-use"
+
+    def __init__(self, what: str, hint: str, holders: Sequence[str], catalog: str = "") -> None:
+        super().__init__(what, hint, catalog)
         self.holders = tuple(holders)
+
+
+def no_cpus(what: str, hint: str, holders: Sequence[str] = ()) -> Refusal:
+    """The refusal for want of CPUs: Taken, where it is `holders` that have them."""
+    return Taken(what, hint, holders, "no-cpus") if holders else Refusal(what, hint, "no-cpus")
 
 
 def _told(cpus: Iterable[int], holders: Mapping[int, Holder]) -> str:
@@ -45,7 +52,7 @@ def check_free(asked: str, cpus: frozenset[int], holders: Mapping[int, Holder]) 
     clash = cpus.intersection(holders)
     if clash:
         hint = "choose other CPUs, or stop that guest"
-        raise Taken(f"{asked}: {_told(clash, holders)}", hint, _names(clash, holders))
+        raise no_cpus(f"{asked}: {_told(clash, holders)}", hint, _names(clash, holders))
 
 
 def check_cid(guest: Guest, claims: Iterable[Claim]) -> None:
@@ -90,14 +97,14 @@ def check_real_time(real_time: bool, asked: str, both: frozenset[int]) -> None:
     """Raises Refusal, beginning with `asked`, when there are CPUs of `both` a `real_time` vCPU and another thread."""
     if real_time and both:
         what = f"{asked}: CPU {cpulist.render(both)} is a real-time vCPU's, which would starve QEMU there"
-        raise Refusal(what, "choose other CPUs for it, or leave placement.scheduler out")
+        raise no_cpus(what, "choose other CPUs for it, or leave placement.scheduler out")
 
 
 def check_idle(asked: str, both: frozenset[int]) -> None:
     """Raises Refusal, beginning with `asked`, when `both`, CPUs that it names and siblings kept idle, is not empty."""
     if both:
         what = f'{asked}: CPU {cpulist.render(both)} stays idle, as smt = "isolate" has it'
-        raise Refusal(what, "choose other CPUs for it, or leave placement.smt out")
+        raise no_cpus(what, "choose other CPUs for it, or leave placement.smt out")
 
 
 def check_nets(guest: Guest, claims: Iterable[Claim]) -> None:
@@ -121,16 +128,16 @@ def check_siblings(demand: packing.Demand, topology: Topology, allowed: frozense
     widest = max((len(topology.siblings(cpu) & allowed) for cpu in allowed), default=0)
     if demand.smt == packing.REQUIRE and widest == 1:
         what = 'smt = "require": the cores that guests may have show one CPU each, no siblings'
-        raise Refusal(what, 'turn SMT on in the firmware or in /sys/devices/system/cpu/smt/control, or smt = "prefer"')
+        raise no_cpus(what, 'turn SMT on in the firmware or in /sys/devices/system/cpu/smt/control, or smt = "prefer"')
     if demand.smt == packing.REQUIRE and widest and demand.vcpus % widest:
         what = f'smt = "require": {demand.vcpus} vCPUs do not fill cores of {widest} siblings'
         up = demand.vcpus + widest - demand.vcpus % widest
-        raise Refusal(what, f'{up} or {up - widest} vCPUs, or smt = "prefer"' if up > widest else f"{up} vCPUs")
+        raise no_cpus(what, f'{up} or {up - widest} vCPUs, or smt = "prefer"' if up > widest else f"{up} vCPUs")
     if demand.threads > max(widest, 1):
         what = (
             f"threads = {demand.threads}: the cores that guests may have show {widest} of their siblings at the most"
         )
-        raise Refusal(what, "threads = 1, or turn SMT on in the firmware or in /sys/devices/system/cpu/smt/control")
+        raise no_cpus(what, "threads = 1, or turn SMT on in the firmware or in /sys/devices/system/cpu/smt/control")
 
 
 def too_few(guest: Guest, scene: Scene, cores: Sequence[packing.Core]) -> Refusal:
@@ -145,9 +152,8 @@ def too_few(guest: Guest, scene: Scene, cores: Sequence[packing.Core]) -> Refusa
     told = [_told(held, scene.holders)] if held else []
     told += [f"CPU {cpu} is the last one of a vCPU of guest {name}" for cpu, name in sorted(scene.kept.items())]
     hint = "ask for fewer vCPUs, choose the CPUs in [placement.vcpu], or stop a guest that holds some"
-    if not told:
-        return Refusal(what, hint)
-    return Taken(f"{what}; {', '.join(told)}", hint, sorted({*_names(held, scene.holders), *scene.kept.values()}))
+    holders = sorted({*_names(held, scene.holders), *scene.kept.values()})
+    return no_cpus(f"{what}; {', '.join(told)}" if told else what, hint, holders)
 
 
 def _room(node: int, cores: Sequence[packing.Core]) -> str:
@@ -173,7 +179,8 @@ def too_little(guest: Guest, roomiest: int, free: Mapping[int, int]) -> Refusal:
     """The refusal of a guest whose hugepages have no room on any node, not even on the `roomiest`."""
     most = mebibytes(free.get(roomiest, 0))
     size = sizes.render(guest.memory.size)
-    return Refusal(f"memory.size = {size}: the most on one node is {most}, on {roomiest}")
+    what = f"memory.size = {size}: the most on one node is {most}, on {roomiest}"
+    return Refusal(what, catalog="no-pages")
 
 
 def nothing_shared(guest: Guest, holders: Mapping[int, Holder]) -> Refusal:
@@ -181,13 +188,13 @@ def nothing_shared(guest: Guest, holders: Mapping[int, Holder]) -> Refusal:
     where = f" of node {cpulist.render(guest.placement.nodes)}" if guest.placement.nodes else ""
     what = f"no CPU{where} is left for shared guests"
     if not holders:
-        return Refusal(f"{what}: all are isolated", "choose other nodes, or the CPUs in [placement.vcpu]")
+        return no_cpus(f"{what}: all are isolated", "choose other nodes, or the CPUs in [placement.vcpu]")
     hint = "stop a dedicated guest, or choose other nodes"
-    return Taken(f"{what}: {_told(holders, holders)}", hint, _names(holders, holders))
+    return no_cpus(f"{what}: {_told(holders, holders)}", hint, _names(holders, holders))
 
 
 def nothing_for_emulator(holders: Mapping[int, Holder]) -> Refusal:
     """The refusal where every CPU that QEMU's own threads could run on is somebody's."""
     what = f"no CPU is left for QEMU's own threads: {_told(holders, holders)}"
     hint = "stop one of them, or set cpu.housekeeping in /etc/kvmsup.toml"
-    return Taken(what, hint, _names(holders, holders)) if holders else Refusal(what.partition(":")[0], hint)
+    return no_cpus(what if holders else what.partition(":")[0], hint, _names(holders, holders))

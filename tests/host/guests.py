@@ -16,6 +16,7 @@ from tests.lab.host import Host
 
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-B0-2]|[78=>])")
 ETC = Path(__file__).parents[2] / "etc"
+Entry = dict[str, str]
 # What the demo guest says last when it has come up.
 READY = "demo: ready"
 PAGES = "/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages"
@@ -161,6 +162,16 @@ def pid(host: Host, name: str) -> int:
 def said(host: Host, name: str) -> str:
     """What the journal shows under the guest's unit."""
     return host.run(f"journalctl --sync; journalctl --boot --no-pager --output=cat --unit kvm@{name}").stdout
+
+
+def entries(host: Host, matches: str) -> list[Entry]:
+    """The journal since the boot, oldest first. A field that an entry has several times is a list, not a text."""
+    text = host.run(f"journalctl --sync; journalctl --boot --all --output=json {matches}").stdout
+    found = [json.loads(line) for line in text.splitlines()]
+    for entry in found:
+        if isinstance(entry["MESSAGE"], list):  # with control characters, as a console has them
+            entry["MESSAGE"] = bytes(entry["MESSAGE"]).decode(errors="replace")
+    return found
 
 
 def claim(host: Host, name: str) -> dict[str, str]:

@@ -60,6 +60,19 @@ def test_smt_that_the_host_does_not_show_is_not_promised(old_host: Host) -> None
     assert guests.start(old_host, "pair", check=False).rc == 1
     said = "threads = 2: the cores that guests may have show 1 of their siblings at the most"
     assert said in guests.said(old_host, "pair")
+    explained = old_host.run("journalctl --boot --no-pager -x KVMSUP_GUEST=pair").stdout
+    assert "░░ Subject: Guest pair cannot have the host CPUs it asks for\n" in explained
+
+
+def test_one_field_finds_what_concerns_a_guest(old_host: Host) -> None:
+    """All but systemd's own words on the units, to which this one adds no fields."""
+    for name in ("tiny", "other", "pair"):
+        found = guests.entries(old_host, f"KVMSUP_GUEST={name}")
+        shown = guests.entries(old_host, f"-u kvm@{name} -u kvm-setup@{name}")
+        assert {entry["KVMSUP_GUEST"] for entry in found} == {name}
+        cursors = {entry["__CURSOR"] for entry in found}
+        others = [entry for entry in shown if entry["__CURSOR"] not in cursors]
+        assert [entry["MESSAGE"] for entry in others if entry["_PID"] != "1"] == []
 
 
 def test_an_upgrade_leaves_guests_alone(old_host: Host, deb: Path) -> None:

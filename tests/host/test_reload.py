@@ -80,7 +80,8 @@ def test_a_broken_file_harms_only_its_own_guest(host: Host) -> None:
     assert finding in guests.said(host, "bad")
     assert finding in host.run("journalctl --sync; journalctl -b -o cat -u kvm-setup@bad").stdout
     assert host.run("kvmsup check bad", check=False).stderr == finding
-    assert "kvmsup-generator" in host.run("dmesg").stdout
+    loading = "journalctl -b -o cat -t kvmsup-generator KVMSUP_GUEST=bad"
+    assert finding.splitlines()[0] in host.run(loading).stdout.splitlines()
     guests.kill(host, "good")
 
 

@@ -158,7 +158,7 @@ def _read(root: str, names: list[str]) -> Iterator[str]:
     except KvmsupError as error:
         yield str(error)
     for name in names:
-        yield explain.reason(name, root) if name.isascii() and name.isprintable() else ""
+        yield str(explain.reason(name, root)) if name.isascii() and name.isprintable() else ""
         outdated.configured(root, name)
         try:
             request.requested(name, root)

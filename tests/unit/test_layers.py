@@ -14,7 +14,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "kvmsup"
 LAYERS = ("leaf", "model", "plan", "effects", "entry", "cli")
-LEAVES = ("errors", "cpulist", "records", "sizes", "steps")
+LEAVES = ("errors", "catalog", "cpulist", "records", "sizes", "steps")
 THIRD_PARTY = {
     "pystemd": "kvmsup.effects.systemd",
     "pyudev": "kvmsup.effects.udev",

@@ -203,12 +203,12 @@ class Ballooning:
         one.asked, one.giving = change.size, max(0, actual - change.size)
         direction = "smaller" if change.size < was else "larger"
         told = f"balloon: {policy.told(was)} → {policy.told(change.size)}, {direction}: {change.why}"
-        journal.tell(self.root, name, journal.NOTICE, told)
+        journal.tell(self.root, name, journal.NOTICE, told, "balloon")
 
     def _no_answer(self, one: _Guest, why: str) -> None:
         """Told once: it is the guest's next end, or the administrator, that changes it."""
         if not one.again:
             told = f"the balloon of {one.claim.guest} is left as it is while QEMU does not answer: {why}"
-            journal.tell(self.root, one.claim.guest, journal.WARNING, told)
+            journal.tell(self.root, one.claim.guest, journal.WARNING, told, "balloon-silent")
         one.again = time.monotonic() + _AGAIN_SECONDS
         one.forget()

@@ -29,7 +29,7 @@ class Merging:
         try:
             ksm.restore(root)  # what one before us may have left
         except HostError as error:
-            journal.say(journal.WARNING, str(error))
+            journal.say(journal.WARNING, str(error), "supervisor-failed")
 
     def job_finished(self, unit: str) -> None:
         """Claims come and go with the jobs of guests' units."""
@@ -63,7 +63,8 @@ class Merging:
         asked = (self.host.ksm, policy.consenting(claims.read_all(self.root).values()))
         if asked != self.asked and asked[1] and self.host.ksm != "never":
             names = ", ".join(sorted(asked[1]))
-            journal.say(journal.NOTICE, f"this kernel has no KSM: ksm = true of {names} is of no use")
+            told = f"this kernel has no KSM: ksm = true of {names} is of no use"
+            journal.say(journal.NOTICE, told, "no-ksm", sorted(asked[1]))
         self.asked = asked
 
     def _look(self) -> policy.Look:
@@ -95,7 +96,8 @@ class Merging:
             told = f"KSM: somebody else has set {what}"
         else:
             return False
-        journal.say(journal.NOTICE, f"{told}: it is left alone until the next guest comes or goes")
+        told += ": it is left alone until the next guest comes or goes"
+        journal.say(journal.NOTICE, told, "ksm-left-alone", sorted(look.guests))
         self.show("KSM left to somebody else")
         return True
 
@@ -107,7 +109,9 @@ class Merging:
         elif step.state.phase != self.state.phase:
             self._give_back(look)
         if step.told:
-            journal.say(journal.NOTICE, step.told)
+            # Those too that have just gone.
+            before = self.state.last.guests if self.state.last else frozenset()
+            journal.say(journal.NOTICE, step.told, "ksm", sorted(look.guests | before))
         if step.state.phase != self.state.phase:
             self.show(f"KSM: {step.state.phase}")
         self.state = step.state
@@ -120,7 +124,7 @@ class Merging:
                 ksm.unmerge(self.root)
             else:
                 told = f"KSM is off; {look.ksm.saved >> 20} MiB stay merged, as there is no memory for the copies"
-                journal.say(journal.WARNING, told)
+                journal.say(journal.WARNING, told, "ksm", sorted(look.guests))
         ksm.restore(self.root)
 
     def _read_host(self) -> None:
@@ -128,4 +132,4 @@ class Merging:
         try:
             self.host = config.read_host(configs.HOST_FILE, configs.read_host(self.root))
         except ConfigError as error:
-            journal.say(journal.WARNING, str(error))
+            journal.say(journal.WARNING, str(error), error.catalog)

@@ -57,15 +57,18 @@ class Threads:
     def _settle(self, guest: str, pid: int, why: str) -> None:
         try:
             for told in settle.guest(self.root, guest, pid):
-                journal.tell(self.root, guest, journal.WARNING, f"after {why}: {told}" if why else told)
+                told = f"after {why}: {told}" if why else told
+                journal.tell(self.root, guest, journal.WARNING, told, "threads-moved")
             # Its threads are in place now.
             if settle.resume(self.root, guest, pid):
-                journal.tell(self.root, guest, journal.WARNING, "a reload that ended in the middle had left it paused")
+                told = "a reload that ended in the middle had left it paused"
+                journal.tell(self.root, guest, journal.WARNING, told, "left-paused")
         except claims.Busy:
             self.when[guest] = time.monotonic() + _SECOND_LOOK_SECONDS
         except KvmsupError as error:
             if guest in _running({guest: f"kvm@{guest}.service"}):  # and has not ended meanwhile
-                journal.tell(self.root, guest, journal.WARNING, f"its threads could not be looked at: {error}")
+                told = f"its threads could not be looked at: {error}"
+                journal.tell(self.root, guest, journal.WARNING, told, "threads-unseen")
 
 
 def _running(units: Mapping[str, str]) -> dict[str, int]:
