@@ -20,6 +20,7 @@ def test_files_are_where_they_belong(host: Host) -> None:
         assert host.run(f"stat -c '%U %a' {program}").stdout == "root 755\n"
     host.run(" && ".join(f"test -s /usr/share/man/{page}" for page in PAGES))
     assert "demo/demo.toml" in host.run("find /usr/share/doc/kvmsup/examples -type f").stdout
+    assert "first-guest.md" in host.run("ls /usr/share/doc/kvmsup/guides").stdout
     assert host.run("kvmsup --version").stdout.startswith("kvmsup ")
 
 

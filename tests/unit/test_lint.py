@@ -20,6 +20,7 @@ WITHOUT_SPDX = (
     "packaging/debian/control",
     "packaging/debian/copyright",
     "packaging/debian/dirs",
+    "packaging/debian/docs",
     "packaging/debian/source/format",
 )
 
