@@ -20,7 +20,8 @@ DEB      := build/kvmsup_$(VERSION)_all.deb
 PREFIX   := /usr
 LIBDIR   := $(PREFIX)/lib/kvmsup
 UNITDIR  := $(PREFIX)/lib/systemd/system
-SOURCES   = $(shell git ls-files -co --exclude-standard kvmsup units etc packaging Makefile pyproject.toml LICENSE NEWS.md README.md SECURITY.md)
+SOURCES   = $(shell git ls-files -co --exclude-standard kvmsup units etc packaging docs Makefile pyproject.toml LICENSE \
+            NEWS.md README.md SECURITY.md)
 
 .PHONY: demo check test golden deb lab install clean soak
 demo: $(DEB) | tools

@@ -25,6 +25,7 @@ def test_files_are_where_they_belong(host: Host) -> None:
     host.run(" && ".join(f"test -s /usr/share/man/{page}" for page in PAGES))
     host.run(" && ".join(f"test -s /usr/share/{file}" for file in OTHER_SHELLS))
     assert "demo/demo.toml" in host.run("find /usr/share/doc/kvmsup/examples -type f").stdout
+    assert "first-guest.md" in host.run("ls /usr/share/doc/kvmsup/guides").stdout
     assert host.run("kvmsup --version").stdout.startswith("kvmsup ")
 
 
