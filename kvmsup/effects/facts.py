@@ -35,14 +35,20 @@ def read(root: str) -> Facts:
     )
 
 
+# On a host with much else to do QEMU takes its time to say who it is.
+_ANSWER_SECONDS = 20
+
+
 def programs() -> Programs:
     """What systemd and QEMU say of their versions."""
     return Programs(_first_line("systemctl", "--version"), _first_line(BINARY, "--version"))
 
 
-def _first_line(*command: str) -> str:
+def _first_line(*command: str) -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return None
     except (OSError, subprocess.SubprocessError, ValueError):
         return ""
     return done.stdout.partition("\n")[0]

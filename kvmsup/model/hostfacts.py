@@ -124,7 +124,7 @@ class Facts(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The first line of what each program says of its version, "" where it cannot be run."""
+    """The first line of what each program says of its version, "" where it cannot be run, None for no answer yet."""
 
-    systemd: str
-    qemu: str
+    systemd: str | None
+    qemu: str | None

@@ -61,13 +61,17 @@ def _cgroup(facts: Facts) -> Finding:
     return fail("cgroup", told, unified)
 
 
-def _systemd(facts: Facts, told: str) -> Finding:
+def _systemd(facts: Facts, told: str | None) -> Finding:
     if not facts.system.booted:
         return fail("systemd", "this host was not booted with it", "boot with init=/usr/lib/systemd/systemd")
     return _program("systemd", told, _LEAST_SYSTEMD, "apt install systemd")
 
 
-def _program(what: str, told: str, least: tuple[int, ...], install: str) -> Finding:
+def _program(what: str, told: str | None, least: tuple[int, ...], install: str) -> Finding:
+    if told is None:
+        return unknown(
+            what, "it has not said its version in time: this host is very busy", "kvmsup host, once it is not"
+        )
     version = _version(told)
     if not version:
         return fail(what, "it does not run" if not told else f"says {told[:40]!r}", install)

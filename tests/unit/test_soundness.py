@@ -400,6 +400,7 @@ def test_control_groups(tmp_path: Path) -> None:
         (Programs("systemd 252 (252.39-1~deb12u1)", "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)"), {}),
         (Programs("systemd 251", "QEMU emulator version 7.1.0"), {"systemd": "fail", "QEMU": "fail"}),
         (Programs("", ""), {"systemd": "fail", "QEMU": "fail"}),
+        (Programs(None, None), {"systemd": "unknown", "QEMU": "unknown"}),
     ],
 )
 def test_programs(programs: Programs, wrong: dict[str, str], tmp_path: Path) -> None:
