@@ -15,7 +15,7 @@ from tests.guides.transcript import Command, Guide, read
 from tests.lab.host import Host, Lab
 
 ROOT = Path(__file__).parents[2]
-GUIDES = sorted((ROOT / "docs/guides").glob("*.md"))
+GUIDES = sorted((ROOT / "docs/guides").rglob("*.md"))
 
 
 @pytest.fixture

@@ -136,4 +136,4 @@ def test_the_readme_is_read_too() -> None:
     steps = read((ROOT / "README.md").read_text("utf-8")).steps
     assert [step.path for step in steps if isinstance(step, File)] == ["/etc/kvmsup/demo.toml"]
     commands = [step.text for step in steps if isinstance(step, Command)]
-    assert {"systemctl start kvm@demo", "kvmsup console demo", "kvmsup topology"} <= {*commands}
+    assert {"systemctl start kvm@demo", "systemctl stop kvm@demo", "kvmsup topology"} <= {*commands}
