@@ -86,6 +86,8 @@ def test_from_the_version_before_and_back(lab: Lab, previous: Path, deb: Path) -
         assert (facts(host), guests.pid(host, "demo")) == (before, process)
         guests.stop(host, "demo")
         assert "demo: the power button was pressed, powering off" in guests.said(host, "demo")
+        host.wait_for("[ $(systemctl show -P ActiveState kvm-setup@demo) = inactive ]", timeout=60)
+        before = facts(host)  # without the pages that demo has given back
 
         install(host, previous)
         assert version(host) == "0.0.9"
