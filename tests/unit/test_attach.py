@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import time
@@ -242,7 +243,8 @@ def test_stop_cuts_the_power_when_patience_is_over(behaviour: str, capfd: pytest
     with fake_qemu.running(behaviour) as fake:
         assert stopped(fake, 1.0) >= 0.8
         assert fake.process.wait(10) == 0
-    assert capfd.readouterr().err == "<4>the guest has not shut down within 1 s: cutting its power\n"
+    # On a busy machine half of that second can be over before it begins.
+    assert re.fullmatch(r"<4>the guest has not shut down within [01] s: cutting its power\n", capfd.readouterr().err)
 
 
 def test_stop_of_one_that_is_gone() -> None:

@@ -33,6 +33,8 @@ listing.at_once = listing.in_full = look
 print("ready", file=sys.stderr)
 sys.exit(cli.main(sys.argv[1:]))
 """
+# Whoever runs tests in the background of a shell has them ignore SIGINT, and with them what they start.
+PYTHON = ["env", "--default-signal=INT", sys.executable]
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
 
 
@@ -127,7 +129,7 @@ def test_a_terminal_that_goes_without_a_word() -> None:
 
 
 def test_a_line_of_json_each_time() -> None:
-    command = [sys.executable, "-c", PROGRAM, "list", "--interval", "0.1", "--json"]
+    command = [*PYTHON, "-c", PROGRAM, "list", "--interval", "0.1", "--json"]
     with subprocess.Popen(
         command, cwd=terminals.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -172,7 +174,7 @@ def test_a_dumb_terminal_is_none() -> None:
 
 def test_a_real_topology_again_and_again() -> None:
     program = "import sys; from kvmsup.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, "topology", "--interval", "0.1", "--json"]
+    command = [*PYTHON, "-c", program, "topology", "--interval", "0.1", "--json"]
     with subprocess.Popen(command, cwd=terminals.ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for _ in range(3):
