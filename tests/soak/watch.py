@@ -22,13 +22,16 @@ import glob, json, os, re, subprocess, sys
 def read(path):
     with open(path) as file:
         return file.read()
+def kib(name, text):
+    return int(re.search(rf"^{name}:\s+(\d+)", text, re.M)[1])
 def switches(pid):
     return sum(int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", read(f"{t}/status"), re.M)[1])
                for t in glob.glob(f"/proc/{pid}/task/*"))
 def sample(pid):
     rollup = read(f"/proc/{pid}/smaps_rollup")
-    return {"kib": int(re.search(r"^Anonymous:\s+(\d+)", rollup, re.M)[1]),
-            "pss": int(re.search(r"^Pss:\s+(\d+)", rollup, re.M)[1]),
+    return {"kib": kib("Anonymous", rollup) - kib("AnonHugePages", rollup),
+            "data": kib("VmData", read(f"/proc/{pid}/status")),
+            "pss": kib("Pss", rollup),
             "fds": len(os.listdir(f"/proc/{pid}/fd")),
             "threads": len(os.listdir(f"/proc/{pid}/task")),
             "switches": switches(pid)}
@@ -42,9 +45,14 @@ print(json.dumps({"processes": {name: sample(int(pid)) for name, pid in (one.spl
 
 
 class Process(NamedTuple):
-    """One process at one moment; `kib` is anonymous memory, which a guest in hugepages is not."""
+    """One process at one moment.
+
+    `kib` is anonymous memory, which a guest in hugepages is not, but for what khugepaged has made of it: that fills
+    two megabytes of which a page was touched. `data` is what it has asked for, touched or not (VmData).
+    """
 
     kib: int
+    data: int
     pss: int
     fds: int
     threads: int
@@ -69,6 +77,8 @@ def grown(samples: Sequence[Sample]) -> list[str]:
         # The guests' own memory is theirs to touch: of Linux, whose memory is ordinary, only the rest counts.
         if name != "linux" and after.kib > before.kib + _SLACK_KIB:
             found.append(f"{name}: {before.kib} KiB of memory became {after.kib}")
+        if after.data > before.data:
+            found.append(f"{name}: {before.data} KiB that it has asked for became {after.data}")
         if after.fds > before.fds:
             found.append(f"{name}: {before.fds} descriptors became {after.fds}")
         if after.threads > before.threads:

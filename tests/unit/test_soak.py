@@ -134,8 +134,8 @@ def test_a_version_is_its_programs() -> None:
     assert results.digest(archive({"./usr/lib/kvmsup/a.py": b"past"})) != key
 
 
-def sample(switches: int = 5, fds: int = 9, kib: int = 1000, lines: int = 3) -> Sample:
-    process = Process(kib=kib, pss=kib, fds=fds, threads=1, switches=switches)
+def sample(switches: int = 5, fds: int = 9, kib: int = 1000, lines: int = 3, data: int = 4000) -> Sample:
+    process = Process(kib=kib, data=data, pss=kib, fds=fds, threads=1, switches=switches)
     return Sample({"supervisor": process, "linux": process}, lines=lines, systemd=1, bytes=100)
 
 
@@ -152,6 +152,7 @@ def test_an_hour_in_which_nothing_grew() -> None:
         (sample(switches=6), "the supervisor was woken up 1 times"),
         (sample(fds=10), "supervisor: 9 descriptors became 10"),
         (sample(kib=2000), "supervisor: 1000 KiB of memory became 2000"),
+        (sample(data=4004), "supervisor: 4000 KiB that it has asked for became 4004"),
         (sample(lines=4), "1 lines more in the journal"),
     ],
 )
