@@ -65,14 +65,15 @@ def test_smt_that_the_host_does_not_show_is_not_promised(old_host: Host) -> None
 
 
 def test_one_field_finds_what_concerns_a_guest(old_host: Host) -> None:
-    """All but systemd's own words on the units, to which this one adds no fields."""
-    for name in ("tiny", "other", "pair"):
+    """All but systemd's own words on the units, to which this one adds no fields. Who is killed says nothing."""
+    for name, silent in (("tiny", False), ("other", True), ("pair", False)):
         found = guests.entries(old_host, f"KVMSUP_GUEST={name}")
         shown = guests.entries(old_host, f"-u kvm@{name} -u kvm-setup@{name}")
-        assert {entry["KVMSUP_GUEST"] for entry in found} == {name}
+        assert {entry["KVMSUP_GUEST"] for entry in found} <= {name}
+        assert found or silent
         cursors = {entry["__CURSOR"] for entry in found}
         others = [entry for entry in shown if entry["__CURSOR"] not in cursors]
-        assert [entry["MESSAGE"] for entry in others if entry["_PID"] != "1"] == []
+        assert [entry["MESSAGE"] for entry in others if entry.get("_PID") != "1"] == []
 
 
 def test_an_upgrade_leaves_guests_alone(old_host: Host, deb: Path) -> None:
