@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.host.conftest import REPOSITORY
+from tests.tree import tracked
 
 OTHER = {
     "PATH": os.environ["PATH"],
@@ -34,18 +35,10 @@ def elsewhere() -> Iterator[Path]:
 
 def source(place: Path) -> Path:
     """The files of the tree without their history, in another order, of another time, and of another user."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    names = [name for name in listed.stdout.split("\0") if name and (REPOSITORY / name).is_file()]
-    for number, name in enumerate(sorted(names, reverse=True)):
-        file = place / "tree" / name
+    for number, source_file in enumerate(sorted(tracked(), reverse=True)):
+        file = place / "tree" / source_file.relative_to(REPOSITORY)
         file.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(REPOSITORY / name, file)
+        shutil.copy(source_file, file)
         os.utime(file, (10**9 + number, 10**9 + number))
     subprocess.run(["chown", "-R", "nobody:nogroup", place], check=True)
     return place / "tree"

@@ -16,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import FrameType
@@ -203,22 +204,28 @@ def _sound(seed: int) -> Iterator[Sound]:
 
 
 def _loaded(seed: int, batch: dict[str, Sound]) -> list[Failure]:
-    units = {name: readback.unit(one.guest) for name, one in batch.items()}
-    wants = "".join(f"Wants={name}\n" for name in units)
-    dump = real_systemd.load({"all.target": f"[Unit]\nDefaultDependencies=no\n{wants}", **units}, "all.target")
-    failures = []
-    for name, (number, content, guest) in batch.items():
-        failures += _tried(seed, number, content, lambda: readback.check_loaded(guest, name, dump))  # noqa: B023
-    return failures
+    wants = "".join(f"Wants={name}\n" for name in batch)
+    files = {"all.target": f"[Unit]\nDefaultDependencies=no\n{wants}", **_units(batch)}
+    dump = real_systemd.load(files, "all.target")
+    return _read_back(seed, batch, lambda name, guest: readback.check_loaded(guest, name, dump))
 
 
 def _started(seed: int, batch: dict[str, Sound]) -> list[Failure]:
-    units = {name: readback.unit(one.guest) for name, one in batch.items()}
-    started = real_manager.start(units, paths.BINARY, readback.value)
-    failures = []
-    for name, (number, content, guest) in batch.items():
-        failures += _tried(seed, number, content, lambda: readback.check_started(guest, started[name]))  # noqa: B023
-    return failures
+    started = real_manager.start(_units(batch), paths.BINARY, readback.value)
+    return _read_back(seed, batch, lambda name, guest: readback.check_started(guest, started[name]))
+
+
+def _units(batch: dict[str, Sound]) -> dict[str, str]:
+    return {name: readback.unit(one.guest) for name, one in batch.items()}
+
+
+def _read_back(seed: int, batch: dict[str, Sound], check: Callable[[str, Guest], None]) -> list[Failure]:
+    """The failures of `check` with each guest and the name of its unit."""
+    return [
+        failure
+        for name, (number, content, guest) in batch.items()
+        for failure in _tried(seed, number, content, partial(check, name, guest))
+    ]
 
 
 def main() -> int:

@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import pytest
 
-_SYSTEMD = "/usr/lib/systemd/systemd"
+from tests.unit import real_systemd
+
 _SECONDS = 300
 # Started in place of a unit's program: keeps the argv that the kernel has of it, by unit.
 _PROGRAM = """#!/bin/sh
@@ -69,12 +70,13 @@ def start(units: Mapping[str, str], program: str, value: Callable[[str], str]) -
     Nothing else of the units is used; their names are letters and digits. The test is skipped where there is no
     systemd, or no root.
     """
-    if os.geteuid() != 0 or not os.path.exists(_SYSTEMD):
-        pytest.skip(f"{_SYSTEMD} can only be run by root, where it is")
+    systemd = real_systemd.program()
+    if os.geteuid() != 0:
+        pytest.skip(f"only root can give {systemd} namespaces of its own")
     with tempfile.TemporaryDirectory(prefix="manager-") as directory:
         _prepare(Path(directory), units, value)
         name = os.path.basename(directory)
-        Path(directory, "inner").write_text(_INNER.format(name=name, systemd=_SYSTEMD))
+        Path(directory, "inner").write_text(_INNER.format(name=name, systemd=systemd))
         outer = _OUTER.format(directory=directory, program=program, name=name)
         done = subprocess.run(
             ["unshare", "--mount", "--cgroup", "bash", "-c", outer],

@@ -40,7 +40,7 @@ def load(files: Mapping[str, str], unit: str) -> str:
     with unit_directory(files) as directory:
         empty = str(directory / "no-generators")
         done = subprocess.run(
-            [_checked(), "--test", "--system", "--no-pager", f"--unit={unit}"],
+            [program(), "--test", "--system", "--no-pager", f"--unit={unit}"],
             env={
                 "PATH": os.environ["PATH"],
                 "SYSTEMD_UNIT_PATH": f"{directory}/units:",
@@ -60,7 +60,8 @@ def load(files: Mapping[str, str], unit: str) -> str:
     return str(done.stdout).replace("\u2192 ", "-> ")  # as 257 draws it where 252 does not
 
 
-def _checked() -> str:
+def program() -> str:
+    """Where systemd is; the test is skipped where it is not."""
     if not os.path.exists(_SYSTEMD):
         pytest.skip(f"there is no {_SYSTEMD}")
     return _SYSTEMD

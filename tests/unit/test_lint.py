@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests import tree
+from tests.tree import ROOT
+
 SPDX = "SPDX-License-Identifier: LGPL-2.1-or-later"
 
 # Files whose format has no comments, or that are the licence; and one whose bytes name the directory of the tools.
@@ -26,18 +28,10 @@ WITHOUT_SPDX = (
 
 
 def tracked() -> list[Path]:
-    """Every file of the repository, whether or not it has been added yet."""
     try:
-        listed = subprocess.run(
-            ["git", "ls-files", "-co", "--exclude-standard", "-z"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        return tree.tracked()
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git repository, or no git: there is no list of files to look at")
-    return [ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
 def first_lines(path: Path) -> list[str]:
