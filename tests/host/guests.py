@@ -16,7 +16,7 @@ from tests.lab.host import Host
 
 _ESCAPES = re.compile(r"\x1b(\[[0-9;?]*[A-Za-z]|[()][A-B0-2]|[78=>])")
 ETC = Path(__file__).parents[2] / "etc"
-Entry = dict[str, str]
+Entry = dict[str, Any]
 # What the demo guest says last when it has come up.
 READY = "demo: ready"
 PAGES = "/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages"

@@ -136,7 +136,8 @@ def test_the_guests_own_cpus_fill_its_pages_on_its_node(host: Host) -> None:
     host.run(f"echo 0 > {event}/enable; echo 0 > {event}/filter")
     ran = host.run(f"grep touch_pages {TRACE}/trace | grep -o '\\[[0-9]*\\]' | sort -u").stdout.split()
     own = guests.claim(host, "tiny")["VCPU_CPUS"].split()
-    assert set(ran) == {f"[{int(cpu):03}]" for cpu in own}
+    # A thread may be done before the other one's CPU has woken up for it, and takes it over.
+    assert ran and set(ran) <= {f"[{int(cpu):03}]" for cpu in own}
     assert guests.claim(host, "tiny")["FILL_0"].replace("-", ",") in (",".join(own), "-".join(own))
     maps = host.run(f"grep kernelpagesize_kB=2048 /proc/{guests.pid(host, 'tiny')}/numa_maps").stdout
     assert re.findall(r" N(\d+)=(\d+)", maps) == [("1", "128")]
