@@ -17,9 +17,11 @@ IDS = {
     "no-guest": "7035074c3e1d4c5383b189ec8ab05933",
     "start-refused": "9d81d4696a71415f8e7aea4bed67d585",
     "waits": "479eb938a6f644ce9e75b98cd032c47c",
+    "cpus-cleared": "c3aee97557c04103b1c5091d04c2181f",
     # Attach.
     "start-failed": "6bc672620fa940abaadfc83f217d974f",
     "pins-wrong": "8329774dd3364e8db9f4d0df8fc119fe",
+    "not-isolated": "080de0df7f294e8d8d16daf8c739b37e",
     "pages-elsewhere": "072c90185ebf4cf2b08b6388d240af27",
     # A reload.
     "reload-failed": "bee3b5f4727944678f122aab21a5f380",

@@ -21,6 +21,7 @@ STEPS = (
     "setup.intend",  # write the claim, before the first page is taken
     "setup.reserve",  # grow the hugepage pools
     "setup.fence",  # keep shared guests off owned CPUs
+    "setup.interrupts",  # and the host's interrupts off isolated ones
     "setup.hold",  # write the claim as kvm@ reads it
     "setup.record",  # write down what the guest is started with
     "create.seed",  # cloud-init's, in the guest's sandbox
@@ -35,6 +36,7 @@ STEPS = (
     "attach.macvtap",  # make a macvtap
     "attach.reset",  # so that the firmware sees what was plugged
     "attach.threads",  # vCPU index to tid
+    "attach.isolate",  # take its CPUs from everybody else
     "attach.pin",  # affinity and scheduler of each thread
     "attach.verify",  # read every pin back from the kernel
     "attach.memory",  # compare hugepages with the claim; tells, never refuses
@@ -46,6 +48,7 @@ STEPS = (
     "apply.place",  # where its threads go now
     "apply.connect",
     "apply.intend",  # write down which keys are about to change
+    "apply.isolate",  # the CPUs that it has now
     "apply.pin",  # affinity and scheduler of each thread, read back
     "apply.memory",  # KSM and the balloon
     "apply.pause",  # so that an added vCPU does not run before it is pinned
@@ -60,6 +63,7 @@ STEPS = (
     "release.lock",
     "release.pages",  # give back what setup took
     "release.fence",  # let shared guests use the CPUs again
+    "release.interrupts",  # and interrupts come there
     "release.claim",  # remove the claim
 )
 

@@ -41,7 +41,9 @@ def parser() -> argparse.ArgumentParser:
 
     status = verbs.add_parser("status", help="everything about one guest: threads, CPUs, memory")
     status.add_argument("guest", metavar="GUEST")
-    _watch(status)
+    _watch(status).add_argument(
+        "--noise", type=_seconds, default=0.0, metavar="SECONDS", help="listen on its isolated CPUs, that long"
+    )
 
     plan = verbs.add_parser("plan", help="where guests would go, and why; nothing is touched")
     plan.add_argument("guest", nargs="?", default="", metavar="GUEST", help="one guest as if started now; all")
@@ -84,12 +86,13 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _watch(verb: argparse.ArgumentParser) -> None:
+def _watch(verb: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
     again = verb.add_mutually_exclusive_group()
     again.add_argument(
         "--watch", action="store_const", const=_WATCH_SECONDS, default=0.0, help="again every 2 seconds, until Ctrl-C"
     )
     again.add_argument("--interval", dest="watch", type=_seconds, metavar="SECONDS", help="watch, that often")
+    return again
 
 
 def _new(new: argparse.ArgumentParser) -> None:
@@ -167,7 +170,7 @@ def plain(words: Sequence[str]) -> Any:
     if verb == "list" and not names:
         asked.watch = 0.0
     elif verb == "status" and len(names) == 1:
-        asked.guest, asked.watch = names[0], 0.0
+        asked.guest, asked.watch, asked.noise = names[0], 0.0, 0.0
     elif verb == "check":
         asked.guests, asked.root = names, ""
     else:

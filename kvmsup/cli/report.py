@@ -9,6 +9,7 @@ from kvmsup import cpulist
 from kvmsup.cli import show
 from kvmsup.effects import glance, hugepages, inside, interfaces, ksm, observe, outdated
 from kvmsup.effects.numa_maps import Part
+from kvmsup.errors import HostError
 from kvmsup.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -28,13 +29,17 @@ ASKED = Sources(observe.resident, observe.balloon, inside.answered)
 WATCHED = Sources(lambda _root, _seen: [], observe.balloon_unasked, inside.unasked)
 
 
-def describe(seen: glance.Seen, sources: Sources) -> dict[str, Any]:
-    """What status.at_rest leaves open of the guest. Raises KvmsupError."""
+def describe(seen: glance.Seen, sources: Sources, noise: float = 0.0) -> dict[str, Any]:
+    """What status.at_rest leaves open of the guest, listening to its isolated CPUs for `noise` seconds.
+
+    Raises KvmsupError.
+    """
     claim = seen.claim
     threads = observe.threads("", seen)
     cpu = observe.cpu("", seen)
     resident = sources.resident("", seen)
     wired = interfaces.of_guest("", claim, seen.pid) if claim and seen.pid else []
+    isolated = _isolation(seen, threads, noise)
     return {
         "state": observe.state("", seen),
         "vnc": observe.vnc("", seen),
@@ -48,14 +53,28 @@ def describe(seen: glance.Seen, sources: Sources) -> dict[str, Any]:
         "agent": sources.agent("", seen),
         "changed": _changed(seen),
         "qemu": outdated.qemu("", seen.pid)._asdict() if seen.pid else None,
+        "isolation": isolated,
         "nets": [_net(one) for one in wired],
         "threads": [_thread(one) for one in threads],
         "foreign": [one._asdict() for one in observe.intruders("", seen)],
         "drift": any(one.drifted for one in threads)
         or bool(cpu and cpu.missing)
         or any(one.astray for one in resident)
-        or any(one.wrong for one in wired),
+        or any(one.wrong for one in wired)
+        or bool(isolated and isolated["amiss"]),
     }
+
+
+def _isolation(seen: glance.Seen, threads: list[observe.Thread], noise: float) -> dict[str, Any] | None:
+    """What is true of the CPUs of a guest that is isolated; None of others. Raises KvmsupError."""
+    claim = seen.claim
+    if not claim or not claim.isolate or not seen.pid:
+        if noise:
+            raise HostError(f"guest {seen.name} is not isolated", "isolate = true in its [placement], and a restart")
+        return None
+    from kvmsup.cli import isolation  # few guests are isolated
+
+    return isolation.describe("", claim, threads, noise)
 
 
 def _changed(seen: glance.Seen) -> list[dict[str, Any]] | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from kvmsup import sizes
 from kvmsup.cli import show
 from kvmsup.effects import configs, glance
+from kvmsup.errors import HostError
 from kvmsup.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,11 +20,13 @@ def run(asked: argparse.Namespace) -> int:
         from kvmsup.cli import watch
 
         return watch.run(lambda: look(asked.guest, watched=True), asked.watch, json=asked.json)
-    return show.once(look(asked.guest, watched=False), json=asked.json)
+    return show.once(look(asked.guest, watched=False, noise=asked.noise), json=asked.json)
 
 
-def look(guest: str, *, watched: bool) -> show.Look:
-    """The guest now; while it is `watched`, nothing in it is asked. Raises KvmsupError."""
+def look(guest: str, *, watched: bool, noise: float = 0.0) -> show.Look:
+    """The guest now; while it is `watched`, nothing in it is asked. Its isolated CPUs are listened to for `noise`
+    seconds. Raises KvmsupError.
+    """
     seen = glance.guests("", [guest])[0]
     if not seen.configured and not seen.claim:
         raise configs.no_guest("", guest)
@@ -31,12 +34,26 @@ def look(guest: str, *, watched: bool) -> show.Look:
     if seen.claim or seen.pid:
         from kvmsup.cli import report
 
-        found |= report.describe(seen, report.WATCHED if watched else report.ASKED)
+        found |= report.describe(seen, report.WATCHED if watched else report.ASKED, noise)
+    elif noise:
+        raise HostError(f"guest {guest} does not run: nothing is isolated for it")
     wrong = seen.active == "failed" or found["drift"] or found["state"] in _BROKEN
     return show.Look(found, _lines(found), 1 if wrong else 0)
 
 
-_WHILE_RUNNING = ("state", "vnc", "placement", "cpu", "balloon", "ksm", "ready", "agent", "changed", "qemu")
+_WHILE_RUNNING = (
+    "state",
+    "vnc",
+    "placement",
+    "cpu",
+    "balloon",
+    "ksm",
+    "ready",
+    "agent",
+    "changed",
+    "qemu",
+    "isolation",
+)
 _LISTS = ("memory", "resident", "nets", "threads", "foreign")
 
 
@@ -118,7 +135,11 @@ def _lines(report: dict[str, Any]) -> list[str]:
         )
     lines += [_resident(one) for one in report["resident"]]
     lines += _net_lines(report["nets"])
-    return lines + _thread_lines(report["threads"]) + _foreign_lines(report["foreign"])
+    if report["isolation"]:
+        from kvmsup.cli import isolation  # few guests are isolated
+
+        lines += isolation.lines(report["isolation"])
+    return lines + _thread_lines(report["threads"]) + _foreign_lines(report["foreign"], bool(report["isolation"]))
 
 
 def _net_lines(nets: list[dict[str, Any]]) -> list[str]:
@@ -195,9 +216,9 @@ def _thread_lines(threads: list[dict[str, Any]]) -> list[str]:
     return ["", *(f"  {line}" for line in show.table(heads, rows))]
 
 
-def _foreign_lines(foreign: list[dict[str, Any]]) -> list[str]:
-    """Who else ran on the guest's own CPUs; the kernel threads that belong to those CPUs are only counted."""
-    bound = sum(one["bound"] for one in foreign)
+def _foreign_lines(foreign: list[dict[str, Any]], named: bool) -> list[str]:
+    """Who else ran on the guest's own CPUs; kernel threads that belong to these are counted, where not `named`."""
+    bound = 0 if named else sum(one["bound"] for one in foreign)
     rows = [
         [str(one["cpu"]), str(one["tid"]), one["name"], "the kernel" if one["kernel"] else one["group"]]
         for one in foreign
@@ -206,5 +227,6 @@ def _foreign_lines(foreign: list[dict[str, Any]]) -> list[str]:
     heads = ("CPU", "TID", "NOT THE GUEST'S, LAST RAN THERE", "BELONGS TO")
     lines = [f"  {line}" for line in show.table(heads, rows)] if rows else []
     if bound:
-        lines.append(f"  {bound} kernel threads that belong to its CPUs have run there too")
+        threads = "kernel thread that belongs" if bound == 1 else "kernel threads that belong"
+        lines.append(f"  {bound} {threads} to its CPUs ran there too")
     return ["", *lines] if lines else []

@@ -26,6 +26,7 @@ _MEMORY = (
     " or slice, may have moved it"
 )
 _NET = "ip link set LINK master BRIDGE puts an interface back, or a restart of the guest"
+_MASKS = "somebody has moved it since, mostly irqbalance(1): IRQBALANCE_BANNED_CPULIST= keeps that off these CPUs"
 _RESTART = "a restart of the guest gives it what its file says"
 
 
@@ -93,8 +94,20 @@ def differences(root: str, seen: glance.Seen) -> Iterator[Difference]:
     for net in interfaces.of_guest(root, claim, seen.pid):
         if net.wrong:
             yield Difference(seen.name, f"net.{net.name}", f"{net.link}, {net.kind} {net.over}", net.wrong, _NET)
+    if claim.isolate:
+        yield from _isolation(root, claim)
     if claim.core_scheduling and not kernel.core_cookie(seen.pid):
         yield Difference(seen.name, "core scheduling", "a cookie", "none", _RESTART)
+
+
+def _isolation(root: str, claim: Claim) -> Iterator[Difference]:
+    from kvmsup.effects import masks, partition  # few guests are isolated
+
+    cpus = f"CPU {cpulist.render(claim.isolated)}"
+    if kernel.has_partitions() and (wrong := partition.amiss(root, claim)):
+        yield Difference(claim.guest, cpus, "isolated", wrong, _RELOAD)
+    for told in masks.astray(root, claim.isolated):
+        yield Difference(claim.guest, told, f"not on {cpus}", "may come there", _MASKS)
 
 
 def _memory(root: str, seen: glance.Seen, claim: Claim) -> Iterator[Difference]:

@@ -6,11 +6,10 @@ Set through systemd, which owns the control groups, and derived from the claims 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
 
 from kvmsup import cpulist
-from kvmsup.effects import cgroup, files, kernel, sysfs, systemctl
+from kvmsup.effects import allowed, cgroup, files, kernel, sysfs, systemctl
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from kvmsup.model.guest import slice_of
@@ -24,13 +23,17 @@ def settle(root: str, claims: Collection[Claim]) -> None:
     every = sysfs.present(root)
     wanted = _wanted(every, claims)
     for unit in (SHARED, DEDICATED):
-        now = _kept(root, unit)
+        now = allowed.kept(root, unit)
         if unit in wanted and now != wanted[unit]:
             systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(wanted[unit])}")
         elif unit not in wanted and now is not None:
             # Clearing the property would leave the old mask in place, so the full one goes first.
             systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(every)}")
-            _forget(root, unit)
+            allowed.forget(root, unit)
+    if not kernel.has_partitions():
+        from kvmsup.effects import hostfence  # for older kernels
+
+        hostfence.settle(root, every, frozenset[int]().union(*(claim.isolated for claim in claims)))
 
 
 def check(root: str, claims: Collection[Claim]) -> None:
@@ -38,6 +41,13 @@ def check(root: str, claims: Collection[Claim]) -> None:
     if len({claim.dedicated for claim in claims}) == 2 and not cgroup.has_cpuset(root):
         what = "without the cpuset controller shared guests cannot be kept off the CPUs that dedicated ones own"
         raise HostError(what, "kvmsup host says what is missing; guests of one kind can run meanwhile")
+
+
+def check_isolation(root: str) -> None:
+    """Raises HostError where control groups keep nobody off any CPU."""
+    if not cgroup.has_cpuset(root):
+        what = "placement.isolate: without the cpuset controller no CPU can be isolated"
+        raise HostError(what, "kvmsup host says what is missing; isolcpus= at boot does without")
 
 
 def _wanted(every: frozenset[int], claims: Collection[Claim]) -> dict[str, frozenset[int]]:
@@ -54,7 +64,7 @@ def _wanted(every: frozenset[int], claims: Collection[Claim]) -> dict[str, froze
 
 def current(root: str) -> frozenset[int] | None:
     """The CPUs that the fence leaves to shared guests; None where there is no fence."""
-    return _kept(root, SHARED)
+    return allowed.kept(root, SHARED)
 
 
 def effective(root: str) -> frozenset[int] | None:
@@ -63,28 +73,3 @@ def effective(root: str) -> frozenset[int] | None:
         return cpulist.parse(files.read(f"{root}/sys/fs/cgroup/kvm.slice/{SHARED}/cpuset.cpus.effective"))
     except OSError:
         return None
-
-
-def _path(root: str, unit: str) -> str:
-    """Where `systemctl set-property --runtime` keeps the value (systemd.unit(5), "Unit File Load Path")."""
-    return f"{root}/run/systemd/system.control/{unit}.d/50-AllowedCPUs.conf"
-
-
-def _forget(root: str, unit: str) -> None:
-    """Remove the value that set-property keeps, and nothing else: `systemctl revert` would take the user's own too."""
-    files.remove(_path(root, unit))
-    try:
-        os.rmdir(os.path.dirname(_path(root, unit)))
-    except OSError:
-        pass  # there are other properties of somebody else
-
-
-def _kept(root: str, unit: str) -> frozenset[int] | None:
-    """The value that set-property keeps, None where there is none."""
-    try:
-        text = files.read(_path(root, unit))
-    except FileNotFoundError:
-        return None
-    # An empty assignment, which resets, and then the value.
-    values = [line.partition("=")[2] for line in text.splitlines() if line.startswith("AllowedCPUs=")]
-    return cpulist.parse(values[-1].replace(" ", ",")) if values else None

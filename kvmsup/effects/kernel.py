@@ -30,6 +30,18 @@ def check_core_scheduling() -> None:
         raise HostError(f"placement.core-scheduling: {error.what}", "leave it out") from None
 
 
+def has_partitions() -> bool:
+    """Whether cpuset partitions can be made inside a guest's unit: remote ones (cgroup-v2.rst), Linux 6.7."""
+    return version() >= (6, 7)
+
+
+def check_isolation() -> None:
+    """Raises HostError on a kernel whose cpusets forget the pins of threads (da019032819a, Linux 6.2)."""
+    if version() < (6, 2):
+        what = "placement.isolate: on this kernel a cpuset that changes undoes the pins of all threads in it"
+        raise HostError(what, "Linux 6.2 or newer (Debian 12: from bookworm-backports), or isolcpus= at boot")
+
+
 def core_cookie(tid: int) -> int:
     """The cookie of `tid`, 0 for none: threads share a core only with their own. Raises HostError with the reason."""
     import ctypes

@@ -78,6 +78,14 @@ def release(root: str, claim: Claim, others: list[Claim]) -> list[str]:
     left = hugepages.give_back(root, claim, others)
     step("release.fence")
     fence.settle(root, others)
+    step("release.interrupts")
+    if claim.isolate:
+        from kvmsup.effects import intrusions, masks, partition  # for guests that are isolated alone
+
+        partition.ended(root, claim)
+        partition.settle(root, others)
+        masks.settle(root, others)
+        intrusions.forget(root, claim.guest)
     # Last, so that whoever finds the claim does all of this again.
     step("release.claim")
     ready.forget(root, claim.guest)

@@ -8,7 +8,6 @@ import stat
 import time
 from collections.abc import Callable
 
-from kvmsup import cpulist
 from kvmsup.effects import balloon as balloons
 from kvmsup.effects import (
     cgroup,
@@ -76,7 +75,7 @@ def _thread(root: str, tid: int, duty: Duty, fenced: frozenset[int] | None) -> T
         name=guest_threads.name(root, tid),
         role=duty.role,
         wanted=duty.cpus if fenced is None else duty.cpus & fenced,
-        actual=_allowed(root, tid),
+        actual=proc.allowed(f"{root}/proc/{tid}"),
         wanted_scheduler=duty.scheduler,
         scheduler=pin.scheduled(tid) or "",
         last=found.last_cpu if (found := proc.stat(f"{root}/proc/{tid}")) else -1,
@@ -166,17 +165,6 @@ def _balloon(
         "available": told.available if told else None,
         "free": told.free if told else None,
     }
-
-
-def _allowed(root: str, tid: int) -> frozenset[int]:
-    """Cpus_allowed_list of /proc/TID/status (proc(5)); empty when the thread is gone."""
-    try:
-        for line in files.read(f"{root}/proc/{tid}/status").splitlines():
-            if line.startswith("Cpus_allowed_list:"):
-                return cpulist.parse(line.split()[1])
-    except OSError:
-        pass
-    return frozenset()
 
 
 def intruders(root: str, seen: Seen) -> list[Foreign]:

@@ -45,6 +45,36 @@ def stat(directory: str) -> Stat | None:
     return Stat(name, bool(flags & _PF_KTHREAD), bool(flags & _PF_NO_SETAFFINITY), last_cpu, seconds)
 
 
+def allowed(directory: str) -> frozenset[int]:
+    """The CPUs that the thread of `directory`, below /proc, may run on; none when it has ended."""
+    from kvmsup import cpulist  # who stops a guest has no need of it
+
+    try:
+        for line in files.read(f"{directory}/status").splitlines():
+            if line.startswith("Cpus_allowed_list:"):
+                return cpulist.parse(line.split()[1])
+    except OSError:
+        pass
+    return frozenset()
+
+
+def switches(directory: str) -> int:
+    """How often the thread of `directory`, below /proc, was taken off a CPU, and so had been put on one."""
+    try:
+        lines = [line.split() for line in files.read(f"{directory}/status").splitlines()]
+    except OSError:
+        return 0
+    return sum(int(words[1]) for words in lines if words and words[0].endswith("voluntary_ctxt_switches:"))
+
+
+def ran(directory: str) -> int:
+    """Nanoseconds that the thread of `directory` has run (scheduler/sched-stats.rst, "/proc/<pid>/schedstat")."""
+    try:
+        return int(files.read(f"{directory}/schedstat").split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 def is_stopped(directory: str) -> bool:
     """Whether a signal such as SIGSTOP has stopped the process of `directory`, below /proc."""
     try:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterator
 
 from kvmsup import cpulist
-from kvmsup.effects import claims, fence, pin, qmp, sysfs, threads
+from kvmsup.effects import claims, fence, kernel, pin, qmp, sysfs, threads
 from kvmsup.errors import HostError
+from kvmsup.model.claim import Claim
 from kvmsup.plan import duties
 from kvmsup.plan.duties import Duty
 from kvmsup.plan.paths import socket
@@ -29,10 +30,12 @@ def guest(root: str, name: str, pid: int) -> Iterator[str]:
     if claims.read(root, name) != claim:  # a reload was quicker, after which it is looked at again
         return
     online, fenced = sysfs.online(root), fence.current(root)
+    if claim.isolate:
+        yield from _isolated(root, claim, pid)
     for tid, duty in threads.of_guest(root, pid, claim, named).items():
         possible = duties.now(duty, claim, online, fenced)
         try:
-            moved = restore(root, tid, possible)
+            moved = restore(root, claim, tid, possible)
         except HostError as error:
             yield f"{duty.role} is not where it should be: {error}"
             continue
@@ -42,6 +45,19 @@ def guest(root: str, name: str, pid: int) -> Iterator[str]:
             yield f"{duty.role} runs on CPU {cpulist.render(possible.cpus)} for now: {gone}\n  hint: {hint}"
         elif moved and duty.role != "emulator":
             yield moved
+
+
+def _isolated(root: str, claim: Claim, pid: int) -> Iterator[str]:
+    """Isolate its CPUs again where that has come undone, as when one was offline."""
+    from kvmsup.effects import partition  # for guests that are isolated alone
+
+    if not kernel.has_partitions() or not (wrong := partition.amiss(root, claim)):
+        return
+    try:
+        partition.build(root, claim, pid)
+        yield f"CPU {cpulist.render(claim.isolated)} is isolated again: {wrong}"
+    except HostError as error:
+        yield str(error)
 
 
 def resume(root: str, name: str, pid: int) -> bool:
@@ -64,9 +80,10 @@ def resume(root: str, name: str, pid: int) -> bool:
     return True
 
 
-def restore(root: str, tid: int, duty: Duty) -> str:
+def restore(root: str, claim: Claim, tid: int, duty: Duty) -> str:
     """Move `tid` where it should be; says what had changed, "" when nothing had. Raises HostError."""
     found = []
+    threads.admit(root, claim, tid, duty.cpus)
     actual = pin.allowed(tid)
     if actual not in (duty.cpus, None):
         pin.pin(tid, duty.cpus)

@@ -93,14 +93,23 @@ def of_guest(root: str, pid: int, claim: Claim, named: Named) -> dict[int, Duty]
     return duties.duties(claim, named, [*own, *of_kernel(root, pid)])
 
 
-def gather(root: str, pid: int, known: Collection[int], cpus: frozenset[int]) -> dict[int, frozenset[int]]:
-    """Pin every thread of `pid` that is not `known` to `cpus`, where it is not so already; returns those threads.
+def gather(root: str, pid: int, known: Collection[int], claim: Claim) -> dict[int, frozenset[int]]:
+    """Pin every thread of `pid` that is not `known` to the emulator's CPUs; returns where, by thread.
 
     A thread inherits the mask of the one that made it, so what a vCPU thread gives birth to stands in its way. Raises
     HostError.
     """
-    found = {tid: cpus for tid in of_process(root, pid) if tid not in known}
-    for tid in found:
+    found = {tid: claim.emulator for tid in of_process(root, pid) if tid not in known}
+    for tid, cpus in found.items():
         if pin.allowed(tid) not in (cpus, None):
+            admit(root, claim, tid, cpus)
             pin.pin(tid, cpus)
     return found
+
+
+def admit(root: str, claim: Claim, tid: int, cpus: frozenset[int]) -> None:
+    """Have `tid` in a control group that has `cpus`, before it is pinned there. Raises HostError."""
+    if claim.isolate:
+        from kvmsup.effects import partition  # for guests that are isolated alone
+
+        partition.join(root, claim, tid, cpus)

@@ -151,6 +151,7 @@ class _Reload:
         self._claim(new)
         try:
             fence.settle(self.root, [*self.others, new])
+            self._isolate()
             step("apply.pin")
             self._pin(named, bool(old.scheduler and not new.scheduler))
         except KvmsupError:
@@ -158,8 +159,19 @@ class _Reload:
             self.keys = self.before
             with contextlib.suppress(KvmsupError):  # what is told is why, and the supervisor looks again
                 fence.settle(self.root, [*self.others, old])
+                self._isolate()
                 self._pin(named, bool(new.scheduler and not old.scheduler))
             raise
+
+    def _isolate(self) -> None:
+        """Isolate the CPUs that the claim has now, where they are others. Raises HostError."""
+        step("apply.isolate")
+        if not self.claim.isolate:
+            return
+        from kvmsup.effects import partition  # for guests that are isolated alone
+
+        if kernel.has_partitions() and partition.amiss(self.root, self.claim):
+            partition.build(self.root, self.claim, self.pid)
 
     def _claim(self, claim: Claim) -> None:
         claims.write(self.root, claim)
@@ -174,7 +186,7 @@ class _Reload:
 
     def _pin_one(self, tid: int, duty: Duty) -> None:
         online, fenced = sysfs.online(self.root), fence.current(self.root)
-        settle.restore(self.root, tid, duties.now(duty, self.claim, online, fenced))
+        settle.restore(self.root, self.claim, tid, duties.now(duty, self.claim, online, fenced))
 
     def _memory(self, monitor: qmp.Monitor, keys: list[str]) -> None:
         memory = self.guest.memory

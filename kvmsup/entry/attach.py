@@ -80,6 +80,10 @@ def run(name: str, pid: int, claim: Claim, root: str, plugged: Sequence[plugs.Pl
                 from kvmsup.effects import ready  # only guests that speak of themselves need it
 
                 ready.forget(root, name)  # what it said before this start
+            if claim.isolate:
+                from kvmsup.effects import intrusions  # for guests that are isolated alone
+
+                intrusions.remember(root, claim)
             _silence()
             step("attach.run")
             ran = True
@@ -118,6 +122,9 @@ def _prepare(
     _plug(monitor, plugged, root, claim)
     step("attach.threads")
     wanted = threads.of_guest(root, pid, claim, threads.named_by_qemu(monitor, claim))
+    step("attach.isolate")
+    if claim.isolate and kernel.has_partitions():
+        _isolate(root, claim, pid, wanted)
     step("attach.pin")
     _pin(pid, claim, wanted)
     step("attach.verify")
@@ -152,6 +159,15 @@ def _with_late_disks(root: str, claim: Claim, plugged: Sequence[plugs.Plug]) -> 
     from kvmsup.entry import latecomers  # a good start has no need of it
 
     return latecomers.hold(root, claim, late)
+
+
+def _isolate(root: str, claim: Claim, pid: int, wanted: Mapping[int, Duty]) -> None:
+    """Take the guest's CPUs from everybody else. On older kernels setup has fenced them off."""
+    from kvmsup.effects import partition  # for guests that are isolated alone
+
+    partition.build(root, claim, pid)
+    for tid, duty in wanted.items():
+        partition.join(root, claim, tid, duty.cpus)
 
 
 def _pin(pid: int, claim: Claim, wanted: dict[int, Duty]) -> None:
@@ -212,7 +228,7 @@ def _look_again(root: str, pid: int, claim: Claim, wanted: dict[int, Duty]) -> N
     """Move threads that were born by running, and so with a vCPU's mask, to the emulator's CPUs."""
     for seconds in _LATE_LOOKS_SECONDS:
         time.sleep(seconds)
-        late = threads.gather(root, pid, wanted, claim.emulator)
+        late = threads.gather(root, pid, wanted, claim)
         _verify(root, claim, {tid: Duty("emulator", cpus, "") for tid, cpus in late.items()})
         if late:
             return

@@ -16,6 +16,10 @@ _MOST = 65536
 
 def main(name: str, root: str = "") -> int:
     """Tell the journal why the guest called `name` has ended; always 0, because nothing depends on it."""
+    if os.environ.get("KVMSUP_ISOLATE") == "yes":
+        from kvmsup.effects import partition  # for guests that are isolated alone
+
+        partition.clear(root, name)
     result = os.environ.get("SERVICE_RESULT", "")
     found = ending.told(result, ending.cause(_traced(root + socket(name, ENDED))))
     if found:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from kvmsup import sizes
+from kvmsup import cpulist, sizes
 from kvmsup.effects import (
     cgroup,
     claims,
@@ -118,6 +118,9 @@ def _check_host(guest: Guest, root: str) -> None:
         vsock.ensure(root)
     if guest.placement.core_scheduling:
         kernel.check_core_scheduling()
+    if guest.placement.isolate:
+        kernel.check_isolation()
+        fence.check_isolation(root)
     for key, path in (("kernel", guest.machine.kernel), ("initrd", guest.machine.initrd)):
         if path:
             readable.check(f"machine.{key}", path, root)
@@ -219,8 +222,22 @@ def _reserve(root: str, claim: Claim, others: list[Claim]) -> None:
         _grow(root, claim, node, count, others)
     step("setup.fence")
     fence.settle(root, [*others, claim])
+    step("setup.interrupts")
+    if claim.isolate:
+        _clear_cpus(root, claim, others)
     step("setup.hold")
     claims.write(root, grown._replace(held=True))
+
+
+def _clear_cpus(root: str, claim: Claim, others: list[Claim]) -> None:
+    """Have the host's interrupts come elsewhere, and say which do, and which the kernel does not move."""
+    from kvmsup.effects import masks  # for guests that are isolated alone
+
+    moved = ", ".join(masks.settle(root, [*others, claim]))
+    stuck = ", ".join(f"{one.name} ({one.irq})" for one in masks.stuck(root, claim.isolated))
+    told = f"off CPU {cpulist.render(claim.isolated)}: {moved or 'nothing was there'}"
+    told += f"; not to be moved: {stuck}" if stuck else ""
+    journal.tell(root, claim.guest, journal.NOTICE, told, "cpus-cleared")
 
 
 def _pools(root: str, claim: Claim, others: list[Claim]) -> dict[int, tuple[hugepages.Pool, int]]:

@@ -51,6 +51,10 @@ def end(name: str, pid: int, root: str) -> int:
         if proc.kill_after(process, to_quit / 2):
             journal.say(journal.WARNING, "QEMU did not end when it was told to: it was killed", "killed")
             status = 1
+    if os.environ.get("KVMSUP_ISOLATE") == "yes":
+        from kvmsup.effects import partition  # for guests that are isolated alone
+
+        partition.clear(root, name)
     return status
 
 

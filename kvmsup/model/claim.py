@@ -89,11 +89,17 @@ class Claim(NamedTuple):
     firmware: str = ""  # paths: the program of UEFI, and what the guest's NVRAM begins as
     nvram: str = ""
     absorbed: Mapping[int, int] = MappingProxyType({})
+    isolate: bool = False  # whether the host keeps off its own CPUs
 
     @property
     def own_cpus(self) -> frozenset[int]:
         """The CPUs that nobody else may use."""
         return self.idle.union(*self.vcpu) if self.dedicated else frozenset()
+
+    @property
+    def isolated(self) -> frozenset[int]:
+        """The CPUs that the host keeps off, as well as other guests."""
+        return self.own_cpus if self.isolate else frozenset()
 
 
 def render(claim: Claim) -> str:
@@ -109,6 +115,7 @@ def render(claim: Claim) -> str:
         "IOTHREAD_CPUS": " ".join(f"{name}={cpulist.render(cpus)}" for name, cpus in claim.iothread.items()),
         "SCHEDULER": claim.scheduler,
         "CORE_SCHEDULING": "yes" if claim.core_scheduling else "no",
+        "ISOLATE": "yes" if claim.isolate else "no",
         "NODES": cpulist.render(claim.nodes),
         "HOST_NODES": _several(claim.nodes, "host-nodes="),
         "CELLS": " ".join(map(str, claim.cells)),
@@ -179,6 +186,7 @@ def from_environment(variables: Mapping[str, str], source: str) -> Claim:
             firmware=variables.get("KVMSUP_FIRMWARE", ""),
             nvram=variables.get("KVMSUP_NVRAM_TEMPLATE", ""),
             absorbed=_parse_counts(variables.get("KVMSUP_POOL_ABSORBED", "")),
+            isolate=variables.get("KVMSUP_ISOLATE", "no") == "yes",
         )
     except (KeyError, ValueError) as error:
         raise HostError(f"{source} is not a claim: {error!r}", NOBODY_ELSE) from None

@@ -33,7 +33,7 @@ GUEST_KEYS = {
     ),
     "machine": ("type", "firmware", "accel", "kernel", "initrd", "cmdline"),
     "cpu": ("model", "features", "vcpus", "maxcpus", "sockets", "dies", "cores", "threads"),
-    "placement": ("cpus", "smt", "nodes", "emulator", "scheduler", "core-scheduling", "vcpu"),
+    "placement": ("cpus", "smt", "nodes", "emulator", "scheduler", "core-scheduling", "isolate", "vcpu"),
     "memory": ("size", "hugepages", "lock", "ksm", "balloon"),
     "memory.balloon": ("min", "auto"),
     "iothread": (),

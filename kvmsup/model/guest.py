@@ -73,6 +73,7 @@ class Wishes(NamedTuple):
     smt: str  # prefer | require | isolate: what becomes of the siblings of dedicated CPUs
     core_scheduling: bool  # whether only this guest's threads may share a core at one time
     vcpu: tuple[frozenset[int], ...]  # host CPUs by vCPU index; empty, or maxcpus long
+    isolate: bool = False  # whether nothing else of the host may run on its own CPUs, as with isolcpus=
 
 
 class IoThread(NamedTuple):

@@ -34,7 +34,11 @@ def read(table: Table, cpu: Cpu, topology: Topology | None) -> Wishes:
         table.note("scheduler", what, 'add cpus = "dedicated", or leave scheduler out', at_key=True)
     smt = _smt(table, cpu, dedicated)
     vcpu = _pins(table, cpu, dedicated, smt, topology) if "vcpu" in table else ()
-    return Wishes(dedicated, nodes, emulator, scheduler, smt, table.boolean("core-scheduling", False), vcpu)
+    core_scheduling, isolate = table.boolean("core-scheduling", False), table.boolean("isolate", False)
+    if isolate and not dedicated:
+        what = "on shared CPUs there is nothing that could be isolated"
+        table.note("isolate", what, 'add cpus = "dedicated", or leave isolate out', at_key=True)
+    return Wishes(dedicated, nodes, emulator, scheduler, smt, core_scheduling, vcpu, isolate)
 
 
 def _smt(table: Table, cpu: Cpu, dedicated: bool) -> str:

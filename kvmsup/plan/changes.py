@@ -36,6 +36,7 @@ HOW = {
     "placement.scheduler": LIVE,
     "placement.core-scheduling": RESTART,  # a cookie cannot be given back (kernel/sched/core_sched.c)
     "placement.vcpu": LIVE,
+    "placement.isolate": RESTART,  # Delegate= is settled when QEMU is started
     "iothread": RESTART,
     "iothread.*.cpus": LIVE,
     "memory.size": RESTART,

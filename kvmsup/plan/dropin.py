@@ -61,6 +61,8 @@ def _guest(guest: Guest, host: Host, source: str) -> str:
         "",
         "[Service]",
         f"Slice={slice_of(guest.placement.dedicated)}",
+        # The vCPUs' cpuset is a group inside the unit's own, which systemd then leaves to us.
+        *(["Delegate=cpuset"] if guest.placement.isolate else []),
         *_limits(guest, host),
         *disks.directives(guest),
         *nets.directives(guest),

@@ -58,6 +58,8 @@ def place(guest: Guest, host: Host, topology: Topology, claims: Sequence[Claim],
     _check_nobody_is_stranded(guest, scene, cpus | idle)
     emulator = _emulator(guest, scene, cpus, idle, why)
     iothread = {one.name: _iothread(guest, one, scene, cpus, idle, emulator) for one in guest.iothreads}
+    if guest.placement.isolate:
+        _check_isolation(guest, scene, cpus | idle, emulator, why)
     nodes = frozenset(host_nodes) or _memory_nodes(guest, scene, cpus, why)
     for number, node in enumerate(host_nodes):
         why.append(f"guest node {number} on node {node}")
@@ -114,6 +116,7 @@ def claim(guest: Guest, placement: Placement, loaded: str) -> Claim:
         ready=guest.inside.ready,
         agent=guest.inside.agent,
         nets=tuple(Interface(net.name, net.kind, net.mac, net.link, net.over) for net in guest.nets),
+        isolate=guest.placement.isolate,
     )
 
 
@@ -247,6 +250,23 @@ def _check_nobody_is_stranded(guest: Guest, scene: Scene, cpus: frozenset[int]) 
         names = " and ".join(stranded)
         what = f"CPU {cpulist.render(cpus)} would be taken from shared guest {names}, which has no other for a vCPU"
         raise refusals.no_cpus(what, "choose other CPUs, or stop that guest", stranded)
+
+
+def _check_isolation(
+    guest: Guest, scene: Scene, own: frozenset[int], emulator: frozenset[int], why: list[str]
+) -> None:
+    """What runs beside its vCPUs must have other CPUs, and so must the host."""
+    others = {f"iothread.{one.name}.cpus": one.cpus or frozenset() for one in guest.iothreads}
+    for asked, cpus in ({"placement.emulator": emulator} | others).items():
+        refusals.check_isolated(asked, cpus & own)
+    taken = own.union(*(claim.isolated for claim in scene.claims))
+    refusals.check_housekeeping(scene.housekeeping - taken, taken)
+    open_to_all = frozenset().union(*(scene.topology.siblings(cpu) for cpu in own)) - taken
+    why.append(f"CPU {cpulist.render(own)} isolated while it runs: the host is on the others")
+    if open_to_all:
+        why.append(
+            f"CPU {cpulist.render(open_to_all)}, their SMT siblings, are not isolated, and take from their cores"
+        )
 
 
 def _emulator(

@@ -107,6 +107,20 @@ def check_idle(asked: str, both: frozenset[int]) -> None:
         raise no_cpus(what, "choose other CPUs for it, or leave placement.smt out")
 
 
+def check_isolated(asked: str, both: frozenset[int]) -> None:
+    """Raises Refusal, beginning with `asked`, when `both`, CPUs that it names and the isolated ones, is not empty."""
+    if both:
+        what = f"{asked}: CPU {cpulist.render(both)} is isolated, for vCPUs alone"
+        raise no_cpus(what, "choose other CPUs for it, or leave placement.isolate out")
+
+
+def check_housekeeping(left: frozenset[int], isolated: frozenset[int]) -> None:
+    """Raises Refusal when no CPU for housekeeping is `left` to the host beside the `isolated` ones."""
+    if not left:
+        what = f"with CPU {cpulist.render(isolated)} isolated the host would have no housekeeping CPU that is online"
+        raise no_cpus(what, "bring one online, or set cpu.housekeeping in /etc/kvmsup.toml")
+
+
 def check_nets(guest: Guest, claims: Iterable[Claim]) -> None:
     """Raises Taken when one of `claims` has the address, or the host's end, of one of the guest's interfaces."""
     others = [claim for claim in claims if claim.guest != guest.name]

@@ -50,7 +50,8 @@ _kvmsup_options() {
             echo '--description= --hostname= --ssh-key= --user-data= --print --json --help'
             ;;
         topology) echo '--svg= --root= --watch --interval= --json --help' ;;
-        list | status) echo '--watch --interval= --json --help' ;;
+        list) echo '--watch --interval= --json --help' ;;
+        status) echo '--watch --interval= --noise= --json --help' ;;
         balloon | freeze | host | verify) echo '--json --help' ;;
     esac
 }

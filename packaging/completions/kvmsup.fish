@@ -12,7 +12,7 @@ function __kvmsup_words
             set value no
         else if test "$words[1]" = freeze -a (count $words) -ge 2
             set -a words $token
-        else if contains -- $token --{accel,bridge,cdrom,description,detach-key,disk,hostname,hugepages,image,interval,machine,memory} \
+        else if contains -- $token --{accel,bridge,cdrom,description,detach-key,disk,hostname,hugepages,image,interval,machine,memory,noise} \
                 --{name,output,root,ssh-key,svg,user-data,vcpus}
             set value yes
         else if not string match -q -- '-?*' $token
@@ -160,6 +160,7 @@ complete -c kvmsup -n '__kvmsup_has new' -l ssh-key -r -F -d 'a public key, for 
 complete -c kvmsup -n '__kvmsup_has new' -l user-data -r -F -d 'everything that cloud-init is told'
 complete -c kvmsup -n '__kvmsup_has new' -l print -d 'only show the file'
 complete -c kvmsup -n '__kvmsup_has plan' -l root -x -a '(__kvmsup_directories)' -d 'the host whose /etc, /sys and /run are below DIR'
+complete -c kvmsup -n '__kvmsup_has status' -l noise -x -d 'listen on its isolated CPUs, that long'
 complete -c kvmsup -n '__kvmsup_has topology' -l root -x -a '(__kvmsup_directories)' -d 'the host whose /sys and /run are below DIR'
 complete -c kvmsup -n '__kvmsup_has topology' -l svg -r -F -d 'write it as SVG; - is standard output'
 complete -c kvmsup -n '__kvmsup_has list status topology' -l watch -d 'again every 2 seconds, until Ctrl-C'

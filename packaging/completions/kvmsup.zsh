@@ -138,7 +138,9 @@ _kvmsup() {
                 '1:guest:_kvmsup_with_file' && ret=0
             ;;
         status)
-            _arguments $common $again '1:guest:_kvmsup_known' && ret=0
+            _arguments $common '(--interval --noise)--watch[again every 2 seconds, until Ctrl-C]' \
+                '(--watch --noise)--interval=[watch, that often]:seconds: ' \
+                '(--watch --interval)--noise=[listen on its isolated CPUs, that long]:seconds: ' '1:guest:_kvmsup_known' && ret=0
             ;;
         topology)
             _arguments $common $again '--root=[the host whose /sys and /run are below DIR]:directory:_directories' \

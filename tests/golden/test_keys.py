@@ -133,6 +133,7 @@ NEEDS = {
     "cpu": "cpu.vcpus = 1",
     "placement.smt": 'placement.cpus = "dedicated"',
     "placement.scheduler": 'placement.cpus = "dedicated"',
+    "placement.isolate": 'placement.cpus = "dedicated"',
     "placement.vcpu": "cpu.maxcpus = 2",
     "memory.balloon.auto": 'memory.balloon.min = "2G"',
     "numa.N": 'cpu.maxcpus = 8\nnuma.0.vcpus = "0-7"',

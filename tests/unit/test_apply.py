@@ -253,11 +253,11 @@ def test_no_added_vcpu_runs_before_it_is_pinned(web: Guest, monkeypatch: pytest.
     seen: list[bool] = []
     real = settle.restore
 
-    def restore(root: str, tid: int, duty: Any) -> str:
+    def restore(root: str, claim: Claim, tid: int, duty: Any) -> str:
         if duty.role in ("vCPU 2", "vCPU 3"):
             # Not a tick of CPU time in user mode, and the guest is paused.
             seen.append(web.ask("query-status")["running"])
-        return real(root, tid, duty)
+        return real(root, claim, tid, duty)
 
     monkeypatch.setattr(settle, "restore", restore)
     web.edit("vcpus = 2", "vcpus = 4")

@@ -53,7 +53,7 @@ def imported(entry: str) -> tuple[set[str], set[str]]:
     ("entry", "allowed", "most"),
     [
         ("ended", LEAST, 8),
-        ("release", BASE, 28),
+        ("release", BASE, 29),
         ("stop", BASE | JSON | SOCKETS, 13),
         ("attach", BASE | JSON | SOCKETS, 24),
         ("create", BASE | JSON | {"_struct", "struct"}, 20),

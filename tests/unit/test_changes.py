@@ -145,6 +145,7 @@ def test_keys_are_those_of_the_file() -> None:
         "placement.vcpu.1": "3",
         "placement.vcpu.2": "4",
         "placement.vcpu.3": "5",
+        "placement.isolate": False,
         "iothread": ["io0", "io1"],
         "iothread.io0.cpus": "0",
         "iothread.io1.cpus": None,

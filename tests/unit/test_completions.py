@@ -78,6 +78,7 @@ VALUES: dict[str, Callable[[], set[str]]] = {
     "--machine": machines,
     "--memory": lambda: NOTHING,
     "--name": lambda: NOTHING,
+    "--noise": lambda: NOTHING,
     "--output": lambda: FILES,
     "--root": lambda: DIRECTORIES,
     "--ssh-key": lambda: FILES,

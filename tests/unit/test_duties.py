@@ -107,10 +107,10 @@ def test_a_moved_thread_is_put_back(sleeper: int) -> None:
         pytest.skip("one CPU: there is nowhere to move to")
     duty = Duty("vCPU 1", frozenset(CPUS[:1]), "")
     pin.pin(sleeper, duty.cpus)
-    assert restore("", sleeper, duty) == ""
+    assert restore("", HELD, sleeper, duty) == ""
     pin.pin(sleeper, frozenset(CPUS))
     expected = f"was allowed on CPU {cpulist.render(CPUS)}, is back on {CPUS[0]}"
-    assert restore("", sleeper, duty) == f"vCPU 1 (thread {sleeper}, sleep) {expected}"
+    assert restore("", HELD, sleeper, duty) == f"vCPU 1 (thread {sleeper}, sleep) {expected}"
     assert pin.allowed(sleeper) == frozenset(CPUS[:1])
 
 
@@ -132,13 +132,13 @@ def test_only_what_was_read_back_is_said_to_be_back(sleeper: int, monkeypatch: p
     """A cpuset that has less takes the rest away without an error; here the pin is lost whole."""
     monkeypatch.setattr(pin, "pin", lambda *_: None)
     with pytest.raises(HostError, match=f"^thread {sleeper} may run on CPU .* after it was pinned to 8190$"):
-        restore("", sleeper, Duty("vCPU 0", frozenset((8190,)), ""))
+        restore("", HELD, sleeper, Duty("vCPU 0", frozenset((8190,)), ""))
 
 
 def test_a_real_time_policy_is_put_back_and_not_inherited(sleeper: int) -> None:
     duty = Duty("vCPU 0", frozenset(CPUS), "rr:1")
     try:
-        assert restore("", sleeper, duty).endswith(") ran as other, runs as rr:1 again")
+        assert restore("", HELD, sleeper, duty).endswith(") ran as other, runs as rr:1 again")
     except HostError as error:
         pytest.skip(f"real-time policies are forbidden here: {error}")
     assert pin.scheduled(sleeper) == "rr:1"

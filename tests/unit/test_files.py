@@ -194,6 +194,7 @@ FULL = claim(
     idle=frozenset((3, 7)), iothread={"io0": frozenset((4,)), "net-1": frozenset((0, 1))}, cells=(1, 0, 3),
     fill=(frozenset((4, 6, 7)), frozenset((0,)), frozenset((9,))),
     core_scheduling=True,
+    isolate=True,
     absorbed={0: 4},
 )  # fmt: skip
 
@@ -233,7 +234,7 @@ OPTIONAL = {
     for name in (
         "HOST_NODES", "LOADED", "IDLE_CPUS", "IOTHREAD_CPUS", "CORE_SCHEDULING", "CELLS", "CELL_0", "CELL_1", "CELL_2",
         "FILL_0", "FILL_1", "FILL_2", "SIZE", "BALLOON", "BALLOON_AUTO", "CID", "READY", "AGENT", "PAUSED", "NETS",
-        "DISKS", "AIO", "FIRMWARE", "NVRAM_TEMPLATE", "POOL_ABSORBED",
+        "DISKS", "AIO", "FIRMWARE", "NVRAM_TEMPLATE", "POOL_ABSORBED", "ISOLATE",
     )
 }  # fmt: skip
 LINES = claim_text.render(FULL).splitlines()

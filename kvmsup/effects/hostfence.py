@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The fence around isolated CPUs where the kernel has no partition inside a unit: all that systemd runs keeps off.
+
+AllowedCPUs= of everything at the top of systemd's tree but the guests. What was found is written down before it is
+changed, and is put back unit by unit, where our value still stands. Callers hold the claims' lock.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from kvmsup import cpulist
+from kvmsup.effects import allowed, files, systemctl
+from kvmsup.effects.claims import RUN
+from kvmsup.records import NamedTuple
+
+_GUESTS = "kvm.slice"
+_NONE = "-"
+
+
+class _Fenced(NamedTuple):
+    """`found` is the property as it was, empty where it was not set; `kept`: set until the next boot, by somebody."""
+
+    found: frozenset[int]
+    ours: frozenset[int]
+    kept: bool
+
+
+def _record(root: str) -> str:
+    return f"{root}{RUN}/fences.found"
+
+
+def settle(root: str, every: frozenset[int], isolated: frozenset[int]) -> None:
+    """Keep the host off `isolated`, of all its CPUs, or let it come back. Raises HostError."""
+    record = _read(root)
+    if isolated:
+        _keep_off(root, record, every, isolated)
+    elif record or os.path.exists(_record(root)):
+        _let_in(root, record, every)
+
+
+def _keep_off(root: str, record: Mapping[str, _Fenced], every: frozenset[int], isolated: frozenset[int]) -> None:
+    shown = systemctl.show(_top(root), ("AllowedCPUs",))
+    now = {unit: allowed.parse(one["AllowedCPUs"]) for unit, one in shown.items()}
+    found = {}
+    for unit, cpus in now.items():
+        if unit in record and cpus == record[unit].ours:
+            found[unit] = record[unit]
+        else:  # new, or somebody else's since
+            found[unit] = _Fenced(cpus, cpus, allowed.kept(root, unit) is not None)
+    wanted = {unit: (one.found or every) - isolated or every - isolated for unit, one in found.items()}
+    _keep(root, {unit: one._replace(ours=wanted[unit]) for unit, one in found.items()})
+    for unit, cpus in wanted.items():
+        if now[unit] != cpus:
+            systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(cpus)}")
+
+
+def _let_in(root: str, record: Mapping[str, _Fenced], every: frozenset[int]) -> None:
+    for unit, one in record.items():
+        if allowed.kept(root, unit) == one.ours:
+            # Clearing the property would leave the old mask in place, so what was found, or all, goes first.
+            systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(one.found or every)}")
+            if not one.kept:
+                allowed.forget(root, unit)
+    files.remove(_record(root))
+
+
+def _top(root: str) -> list[str]:
+    names = sorted(os.listdir(f"{root}/sys/fs/cgroup"))
+    return [name for name in names if name.endswith((".slice", ".scope", ".service")) and name != _GUESTS]
+
+
+def _read(root: str) -> dict[str, _Fenced]:
+    """A line that makes no sense is left out: nobody else writes it."""
+    try:
+        lines = [line.split() for line in files.read(_record(root)).splitlines()]
+        return {
+            unit: _Fenced(cpulist.parse("" if found == _NONE else found), cpulist.parse(ours), kept == "kept")
+            for unit, found, ours, kept in (words for words in lines if len(words) == 4)
+        }
+    except (OSError, ValueError):
+        return {}
+
+
+def _keep(root: str, record: Mapping[str, _Fenced]) -> None:
+    lines = (
+        f"{unit} {cpulist.render(one.found) or _NONE} {cpulist.render(one.ours)} {'kept' if one.kept else _NONE}\n"
+        for unit, one in record.items()
+    )
+    files.replace(_record(root), "".join(lines))

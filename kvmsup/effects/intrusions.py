@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What of the host runs on a guest's isolated CPUs all the same, counted since the guest started.
+
+The kernel counts interrupts and softirqs by CPU, and how often each thread has been put on one; what was counted when
+the guest started is written down (Documentation/filesystems/proc.rst, /proc/interrupts, /proc/softirqs).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+
+from kvmsup.effects import files, proc
+from kvmsup.effects.claims import RUN
+from kvmsup.errors import HostError
+from kvmsup.model.claim import Claim
+from kvmsup.records import NamedTuple
+
+INTERRUPT, SOFTIRQ, THREAD = "interrupt", "softirq", "thread"
+
+
+class Intrusion(NamedTuple):
+    """Interrupts or softirqs of a name, or a thread that belongs to `cpu`; how often each has run there."""
+
+    cpu: int
+    kind: str
+    name: str
+    times: int
+
+
+# Name and count by CPU, kind, and what tells one from another: a worker's name changes with its work.
+Counts = dict[tuple[int, str, str], tuple[str, int]]
+
+
+def _path(root: str, guest: str) -> str:
+    return f"{root}{RUN}/isolated/{guest}"
+
+
+def remember(root: str, claim: Claim) -> None:
+    """Count from now on for the guest of `claim`. Raises HostError."""
+    counted = [[*key, count] for key, (_, count) in _counts(root, claim.isolated).items()]
+    path = _path(root, claim.guest)
+    try:
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+    except OSError as error:
+        raise HostError(f"{path}: cannot write: {error.strerror}") from None
+    files.replace(path, json.dumps(counted))
+
+
+def forget(root: str, guest: str) -> None:
+    """The guest has ended."""
+    files.remove(_path(root, guest))
+
+
+def since_start(root: str, claim: Claim) -> list[Intrusion] | None:
+    """What ran on its CPUs since the guest started, by CPU, most first; None where that was not written down."""
+    try:
+        told = json.loads(files.read(_path(root, claim.guest)))
+        before = {(cpu, kind, which): count for cpu, kind, which, count in told}
+    except (OSError, ValueError, TypeError):
+        return None
+    found = [
+        Intrusion(key[0], key[1], name, count - before.get(key, 0))
+        for key, (name, count) in _counts(root, claim.isolated).items()
+    ]
+    return sorted((one for one in found if one.times > 0), key=lambda one: (one.cpu, one.kind, -one.times, one.name))
+
+
+def _counts(root: str, cpus: frozenset[int]) -> Counts:
+    found: Counts = {}
+    for kind, file in ((INTERRUPT, "interrupts"), (SOFTIRQ, "softirqs")):
+        for cpu, name, count in _table(f"{root}/proc/{file}"):
+            if cpu in cpus:
+                found[cpu, kind, name] = (name, count)
+    for pid in filter(str.isdecimal, os.listdir(f"{root}/proc")):
+        thread = proc.stat(f"{root}/proc/{pid}")
+        if thread and thread.kernel and thread.bound and thread.last_cpu in cpus:
+            found[thread.last_cpu, THREAD, pid] = (thread.name, proc.switches(f"{root}/proc/{pid}"))
+    return found
+
+
+def _table(path: str) -> Iterator[tuple[int, str, int]]:
+    """The counts of a table with a column for each online CPU, by CPU and the row's name."""
+    try:
+        heads, *lines = files.read(path).splitlines()
+    except (OSError, ValueError):
+        return
+    cpus = [int(word.removeprefix("CPU")) for word in heads.split()]
+    for line in lines:
+        label, _, rest = line.partition(":")
+        words = rest.split()
+        if len(words) >= len(cpus):  # ERR and MIS are of all CPUs
+            name = _name(label.strip(), words[len(cpus) :])
+            yield from ((cpu, name, int(word)) for cpu, word in zip(cpus, words, strict=False) if word.isdecimal())
+
+
+def _name(label: str, words: list[str]) -> str:
+    """A device's interrupt is called by its drivers, after the controller and its number there; others in words."""
+    if not words:
+        return label
+    return f"{' '.join(words[2:]) or words[0]} ({label})" if label.isdecimal() else f"{' '.join(words)} ({label})"

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Masks of CPUs that the kernel goes by: interrupts, receive packet steering, the lockup detector, its own threads.
+
+They are the host's and so only borrowed: what was found is written down before anything is changed, and is put back
+mask by mask, unless somebody else has changed it since. Callers hold the claims' lock.
+Documentation/core-api/irq/irq-affinity.rst, networking/scaling.rst, admin-guide/sysctl/kernel.rst (watchdog_cpumask).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator, Mapping
+
+from kvmsup import cpulist
+from kvmsup.effects import files, kernel, pin, proc, sysfs
+from kvmsup.effects.claims import RUN
+from kvmsup.errors import HostError
+from kvmsup.model.claim import Claim
+from kvmsup.plan import affinities
+from kvmsup.plan.affinities import DEFAULT, IRQ, THREAD, WORKER, Borrowed
+from kvmsup.records import NamedTuple
+
+
+class Stuck(NamedTuple):
+    """An interrupt that the kernel does not let anybody move, such as one of a queue for each CPU."""
+
+    irq: int
+    name: str
+
+
+def _record(root: str) -> str:
+    return f"{root}{RUN}/masks.found"
+
+
+def settle(root: str, claims: Collection[Claim]) -> list[str]:
+    """Keep these masks off the CPUs that guests of `claims` have isolated, or put them back.
+
+    Returns what was moved, in words. Raises HostError.
+    """
+    isolated = frozenset[int]().union(*(claim.isolated for claim in claims))
+    record = _read(root)
+    if not isolated and not record and not os.path.exists(_record(root)):
+        return []
+    masks = dict(_masks(root))
+    now = {key: found for key, path in masks.items() if (found := _value(path)) is not None}
+    threads = {key: cpus for key, cpus in _threads(root) if key in record or not record}
+    others = _others(root, isolated) if isolated else frozenset()
+    step = affinities.step(now | threads, record, isolated, others, sysfs.present(root))
+    if step.record != record:
+        _keep(root, step.record)
+    moved = [key for key, cpus in step.write.items() if _write(key, masks.get(key, ""), cpus)]
+    if not isolated:
+        files.remove(_record(root))
+    elif failed := step.write.keys() - moved:  # it is the kernel's, or gone
+        _keep(root, {key: one for key, one in step.record.items() if key not in failed})
+    names = dict(_names(root))
+    return [told for key in moved if (told := _told(key, names))]
+
+
+def _told(key: str, names: Mapping[int, str]) -> str:
+    """What a mask is of, for people; "" for an interrupt that nobody uses."""
+    if key.startswith(IRQ):
+        number = int(key.removeprefix(IRQ))
+        return f"{names[number]} ({number})" if number in names else ""
+    if key.startswith("rps/"):
+        return f"packets of {key.removeprefix('rps/').replace('/', ' ')}"
+    return {DEFAULT: "new interrupts", "watchdog": "the lockup detector", "workqueues": "workqueues"}.get(key, "")
+
+
+def _others(root: str, isolated: frozenset[int]) -> frozenset[int]:
+    """Where that goes which has nowhere else to go: housekeeping CPUs, as far as they are the host's."""
+    from kvmsup.effects import configs  # nobody else here has need of the host's file
+    from kvmsup.errors import ConfigError
+    from kvmsup.model import config
+    from kvmsup.model.guest import Host
+    from kvmsup.plan import scene
+
+    try:
+        host = config.read_host(configs.HOST_FILE, configs.read_host(root))
+    except ConfigError:
+        host = Host(None, "never")
+    topology = sysfs.topology(root)
+    return scene.housekeeping_of(host, topology) - isolated or topology.online - isolated
+
+
+def _masks(root: str) -> Iterator[tuple[str, str]]:
+    """The path of each mask, by its key."""
+    yield DEFAULT, f"{root}/proc/irq/default_smp_affinity"
+    yield "watchdog", f"{root}/proc/sys/kernel/watchdog_cpumask"
+    if not kernel.has_partitions():  # else the kernel does that
+        yield "workqueues", f"{root}/sys/devices/virtual/workqueue/cpumask"
+    for number in sorted(map(int, filter(str.isdecimal, _listed(f"{root}/proc/irq")))):
+        yield f"{IRQ}{number}", f"{root}/proc/irq/{number}/smp_affinity_list"
+    for link in _listed(f"{root}/sys/class/net"):
+        for queue in _listed(f"{root}/sys/class/net/{link}/queues"):
+            if queue.startswith("rx-"):
+                yield f"rps/{link}/{queue}", f"{root}/sys/class/net/{link}/queues/{queue}/rps_cpus"
+
+
+def _threads(root: str) -> Iterator[tuple[str, frozenset[int]]]:
+    """The masks of the kernel's own threads that can be moved, by keys that tell who has the number later."""
+    kind = THREAD if kernel.has_partitions() else WORKER
+    for pid in filter(str.isdecimal, _listed(f"{root}/proc")):
+        found = proc.stat(f"{root}/proc/{pid}")
+        movable = found and found.kernel and not found.bound and len(found.name.split()) == 1
+        if found and movable and (cpus := proc.allowed(f"{root}/proc/{pid}")):
+            yield f"{kind}{pid}/{found.name}", cpus
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except OSError:
+        return []
+
+
+def _is_mask(path: str) -> bool:
+    """Whether the file has hexadecimal groups of 32 CPUs, the highest first, instead of a list."""
+    return path.endswith(("default_smp_affinity", "rps_cpus", "workqueue/cpumask"))
+
+
+def _value(path: str) -> frozenset[int] | None:
+    """None where there is no such file, or it has no mask."""
+    try:
+        text = files.read(path).strip()
+        if not _is_mask(path):
+            return cpulist.parse(text)
+        bits = int(text.replace(",", ""), 16)
+    except (OSError, ValueError):
+        return None
+    return frozenset(number for number in range(bits.bit_length()) if bits >> number & 1)
+
+
+def _write(key: str, path: str, cpus: frozenset[int]) -> bool:
+    """Whether the kernel took it."""
+    try:
+        if key.startswith((THREAD, WORKER)):
+            pin.pin(int(key.split("/")[1]), cpus)
+            return True
+        files.write_attribute(path, _hexadecimal(cpus) if _is_mask(path) else cpulist.render(cpus))
+    except HostError:
+        return False
+    return True
+
+
+def _hexadecimal(cpus: frozenset[int]) -> str:
+    digits = f"{sum(1 << number for number in cpus):x}"
+    digits = digits.rjust(-(-len(digits) // 8) * 8, "0")
+    return ",".join(digits[place : place + 8] for place in range(0, len(digits), 8))
+
+
+def stuck(root: str, cpus: frozenset[int]) -> list[Stuck]:
+    """The interrupts that may come to `cpus`, which are isolated, since they cannot be moved; the timer is none.
+
+    By the mask that was asked for: where an interrupt goes (effective_affinity_list) changes with the next one of it.
+    """
+    record, names = _read(root), dict(_names(root))
+    found = [int(key.removeprefix(IRQ)) for key in _coming(root, cpus) if key.startswith(IRQ) and key not in record]
+    return sorted(Stuck(number, names[number]) for number in found if names.get(number, "timer") != "timer")
+
+
+def astray(root: str, cpus: frozenset[int]) -> list[str]:
+    """What we had moved off `cpus`, and may come there again since somebody else has changed it; in words."""
+    record, names = _read(root), dict(_names(root))
+    return [told for key in _coming(root, cpus) if key in record and (told := _told(key, names))]
+
+
+def _coming(root: str, cpus: frozenset[int]) -> Iterator[str]:
+    """The keys of the masks with some of `cpus`."""
+    yield from (key for key, path in _masks(root) if (_value(path) or frozenset()) & cpus)
+
+
+def _names(root: str) -> Iterator[tuple[int, str]]:
+    """What each interrupt is called by its drivers; none is at one that nobody uses."""
+    try:
+        lines = files.read(f"{root}/proc/interrupts").splitlines()
+    except OSError:
+        return
+    columns = len(lines[0].split()) if lines else 0
+    for line in lines[1:]:
+        number, _, rest = line.partition(":")
+        words = rest.split()[columns:]  # the controller, its own number, and then the devices
+        if number.strip().isdecimal() and len(words) > 2:
+            yield int(number), " ".join(words[2:])
+
+
+def _read(root: str) -> dict[str, Borrowed]:
+    """A line that makes no sense is left out: nobody else writes it."""
+    try:
+        lines = [line.split() for line in files.read(_record(root)).splitlines()]
+        return {
+            key: Borrowed(cpulist.parse(found), tuple(map(cpulist.parse, ours))) for key, found, *ours in lines if ours
+        }
+    except (OSError, ValueError):
+        return {}
+
+
+def _keep(root: str, record: Mapping[str, Borrowed]) -> None:
+    lines = (" ".join((key, cpulist.render(one.found), *map(cpulist.render, one.ours))) for key, one in record.items())
+    files.replace(_record(root), "".join(f"{line}\n" for line in lines))

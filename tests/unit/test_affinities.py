@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Masks that are borrowed: off isolated CPUs while there are any, and as they were afterwards, whatever comes."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmsup.plan.affinities import DEFAULT, Borrowed, Cpus, step
+
+EVERY = frozenset(range(8))
+OTHERS = frozenset((0, 1))
+CPUS = st.frozensets(st.sampled_from(sorted(EVERY)), min_size=1)
+ISOLATED = st.frozensets(st.sampled_from(sorted(EVERY - OTHERS)))
+KEYS = st.sampled_from(["watchdog", "irq/1", "irq/24", "irq/33", "rps/eth0/rx-0"])
+MASKS = st.dictionaries(KEYS, CPUS).flatmap(lambda found: st.just({DEFAULT: EVERY} | found))
+
+
+class Host:
+    """Masks and a record, as a kernel and a file would keep them."""
+
+    def __init__(self, masks: dict[str, Cpus]) -> None:
+        self.masks = dict(masks)
+        self.record: dict[str, Borrowed] = {}
+
+    def settle(self, isolated: Cpus, *, killed: int | None = None) -> None:
+        """Bring all to `isolated`; `killed` after so many writes, with the record written down."""
+        found = step(self.masks, self.record, isolated, OTHERS - isolated, EVERY)
+        self.record = found.record if isolated or killed is None else found.record | self.record
+        for count, (key, cpus) in enumerate(found.write.items()):
+            if count == killed:
+                return
+            self.masks[key] = cpus
+
+
+@given(MASKS, st.lists(ISOLATED, max_size=4))
+def test_all_is_as_it_was_after_any_guests(masks: dict[str, Cpus], guests: list[Cpus]) -> None:
+    host = Host(masks)
+    for isolated in guests:
+        host.settle(isolated)
+        assert all(cpus and not cpus & isolated for cpus in host.masks.values())
+        # Nothing goes anywhere it was not allowed before, but where nothing else was left.
+        assert all(cpus <= masks[key] or cpus == OTHERS for key, cpus in host.masks.items())
+    host.settle(frozenset())
+    assert host.masks == masks
+    assert host.record == {}
+
+
+@given(MASKS, ISOLATED, st.integers(0, 6))
+def test_a_kill_in_the_middle_is_made_good_by_the_next(masks: dict[str, Cpus], isolated: Cpus, after: int) -> None:
+    host = Host(masks)
+    host.settle(isolated, killed=after)
+    host.settle(isolated)
+    assert all(not cpus & isolated for cpus in host.masks.values())
+    host.settle(frozenset(), killed=after)
+    host.settle(frozenset())
+    assert host.masks == masks
+
+
+@given(MASKS, ISOLATED, ISOLATED, KEYS, CPUS)
+def test_what_somebody_else_sets_stays(
+    masks: dict[str, Cpus], isolated: Cpus, more: Cpus, key: str, chosen: Cpus
+) -> None:
+    host = Host(masks)
+    host.settle(isolated)
+    ours = host.record[key].ours if key in host.record else ()
+    born = host.record[DEFAULT].ours if DEFAULT in host.record and key.startswith("irq/") else ()
+    host.masks[key] = chosen
+    host.settle(isolated | more)
+    assert not host.masks[key] & (isolated | more)
+    host.settle(frozenset())
+    if chosen not in ours and chosen not in born:
+        assert host.masks == masks | {key: chosen}
+
+
+@given(MASKS, ISOLATED.filter(bool))
+def test_an_interrupt_that_was_born_meanwhile_gets_what_it_would_have_had(
+    masks: dict[str, Cpus], isolated: Cpus
+) -> None:
+    host = Host(masks)
+    host.settle(isolated)
+    host.masks["irq/99"] = host.masks[DEFAULT]
+    host.settle(isolated | {7})
+    assert not host.masks["irq/99"] & (isolated | {7})
+    host.settle(frozenset())
+    assert host.masks == masks | {"irq/99": EVERY}
+
+
+def test_one_that_was_like_our_default_all_along_is_left_so() -> None:
+    host = Host({DEFAULT: EVERY, "irq/5": frozenset((0, 1, 2, 3))})
+    host.settle(frozenset((4, 5, 6, 7)))
+    assert host.masks["irq/5"] == host.masks[DEFAULT]
+    host.settle(frozenset())
+    assert host.masks == {DEFAULT: EVERY, "irq/5": frozenset((0, 1, 2, 3))}
+
+
+def test_the_kernels_threads_are_put_back_when_the_last_partition_has_gone() -> None:
+    """The kernel moves them by itself, and forgets where they were: those on one node's CPUs, such as kswapd."""
+    kswapd, kthreadd = "thread/82/kswapd0", "thread/2/kthreadd"
+    host = Host({kswapd: frozenset(range(4)), kthreadd: EVERY})
+    host.settle(frozenset((2, 3)))
+    assert host.record == {kswapd: Borrowed(frozenset(range(4)), (EVERY,))}
+    host.masks = dict.fromkeys(host.masks, EVERY - {2, 3})  # as the kernel does
+    host.settle(frozenset((2, 3, 6)))
+    host.masks = dict.fromkeys(host.masks, EVERY)
+    host.settle(frozenset())
+    assert host.masks == {kswapd: frozenset(range(4)), kthreadd: EVERY}
+    assert host.record == {}
