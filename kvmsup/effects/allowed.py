@@ -10,8 +10,12 @@ from kvmsup.effects import files
 
 
 def _path(root: str, unit: str) -> str:
-    """Where `systemctl set-property --runtime` keeps the value (systemd.unit(5), "Unit File Load Path")."""
-    return f"{root}/run/systemd/system.control/{unit}.d/50-AllowedCPUs.conf"
+    """Where `systemctl set-property --runtime` keeps the value (systemd.unit(5), "Unit File Load Path").
+
+    Scopes have no files of their own (src/core/unit.c, unit_drop_in_dir).
+    """
+    place = "transient" if unit.endswith(".scope") else "system.control"
+    return f"{root}/run/systemd/{place}/{unit}.d/50-AllowedCPUs.conf"
 
 
 def forget(root: str, unit: str) -> None:

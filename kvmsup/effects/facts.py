@@ -9,12 +9,24 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
-from kvmsup.effects import cgroup, claims, configs, hugepages, kvmfacts, proc, sysfs
+from kvmsup.effects import (
+    cgroup,
+    claims,
+    configs,
+    hugepages,
+    intrusions,
+    kernel,
+    kvmfacts,
+    masks,
+    partition,
+    proc,
+    sysfs,
+)
 from kvmsup.effects.kvmfacts import listed, text
 from kvmsup.errors import HostError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.claim import Claim
-from kvmsup.model.hostfacts import Cpus, Facts, Memory, Pool, Programs, Stray, System
+from kvmsup.model.hostfacts import Cpus, Facts, Isolated, Memory, Pool, Programs, Stray, System
 from kvmsup.model.topology import Topology
 from kvmsup.plan.paths import BINARY
 
@@ -28,7 +40,7 @@ def read(root: str) -> Facts:
     return Facts(
         processor=processor,
         kvm=kvmfacts.kvm(root, processor),
-        cpus=_cpus(root),
+        cpus=_cpus(root, guests or {}),
         memory=_memory(root, guests or {}),
         system=_system(root),
         guests=guests,
@@ -61,7 +73,7 @@ def _attempt(reading: Callable[[], Value]) -> Value | None:
         return None
 
 
-def _cpus(root: str) -> Cpus:
+def _cpus(root: str, guests: Mapping[str, Claim]) -> Cpus:
     cpu = f"{root}/sys/devices/system/cpu"
     topology, trouble = None, ""
     try:
@@ -70,7 +82,16 @@ def _cpus(root: str) -> Cpus:
         trouble = error.what
     directory = f"{cpu}/vulnerabilities"
     told = {name: text(f"{directory}/{name}") or "" for name in listed(directory) or ()}
-    return Cpus(topology, trouble, text(f"{cpu}/smt/control"), told, _strays(root, topology))
+    isolated = tuple(_isolated(root, claim) for claim in guests.values() if claim.isolate and claim.held)
+    return Cpus(topology, trouble, text(f"{cpu}/smt/control"), told, _strays(root, topology), isolated)
+
+
+def _isolated(root: str, claim: Claim) -> Isolated:
+    ran = _attempt(lambda: intrusions.since_start(root, claim))
+    wrong = partition.amiss(root, claim) if kernel.has_partitions() else ""
+    back = masks.astray(root, claim.isolated)
+    wrong = wrong or (f"somebody has moved {', '.join(back)} there again" if back else "")
+    return Isolated(claim.guest, claim.isolated, None if ran is None else tuple(ran), wrong)
 
 
 def _strays(root: str, topology: Topology | None) -> tuple[Stray, ...] | None:

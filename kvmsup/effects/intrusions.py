@@ -15,18 +15,9 @@ from kvmsup.effects import files, proc
 from kvmsup.effects.claims import RUN
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
-from kvmsup.records import NamedTuple
+from kvmsup.model.hostfacts import Intrusion
 
 INTERRUPT, SOFTIRQ, THREAD = "interrupt", "softirq", "thread"
-
-
-class Intrusion(NamedTuple):
-    """Interrupts or softirqs of a name, or a thread that belongs to `cpu`; how often each has run there."""
-
-    cpu: int
-    kind: str
-    name: str
-    times: int
 
 
 # Name and count by CPU, kind, and what tells one from another: a worker's name changes with its work.

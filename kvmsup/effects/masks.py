@@ -20,6 +20,8 @@ from kvmsup.plan import affinities
 from kvmsup.plan.affinities import DEFAULT, IRQ, THREAD, WORKER, Borrowed
 from kvmsup.records import NamedTuple
 
+_STEERING = "rps/"
+
 
 class Stuck(NamedTuple):
     """An interrupt that the kernel does not let anybody move, such as one of a queue for each CPU."""
@@ -46,15 +48,27 @@ def settle(root: str, claims: Collection[Claim]) -> list[str]:
     threads = {key: cpus for key, cpus in _threads(root) if key in record or not record}
     others = _others(root, isolated) if isolated else frozenset()
     step = affinities.step(now | threads, record, isolated, others, sysfs.present(root))
-    if step.record != record:
-        _keep(root, step.record)
-    moved = [key for key, cpus in step.write.items() if _write(key, masks.get(key, ""), cpus)]
-    if not isolated:
-        files.remove(_record(root))
-    elif failed := step.write.keys() - moved:  # it is the kernel's, or gone
-        _keep(root, {key: one for key, one in step.record.items() if key not in failed})
+    unseen = {key: one for key, one in record.items() if _is_hidden(root, key, masks)}
+    if isolated:
+        _keep(root, step.record | unseen)
+    failed = {key for key, cpus in step.write.items() if not _write(key, masks.get(key, ""), cpus)}
+    # What cannot be moved is the kernel's own; what cannot be put back is for the next one, who may.
+    kept = step.record.keys() - failed if isolated else record.keys() & failed
+    _keep(root, {key: one for key, one in (record | step.record | unseen).items() if key in kept | unseen.keys()})
+    moved = [key for key in step.write if key not in failed]
     names = dict(_names(root))
     return [told for key in moved if (told := _told(key, names))]
+
+
+def _is_hidden(root: str, key: str, masks: Mapping[str, str]) -> bool:
+    """Whether it is of an interface that may only not be seen from here: the supervisor has a network of its own."""
+    if key in masks or not key.startswith(_STEERING):
+        return False
+    here, there = (f"{root}/proc/{who}/ns/net" for who in ("self", "1"))
+    try:
+        return os.stat(here).st_ino != os.stat(there).st_ino
+    except OSError:
+        return False
 
 
 def _told(key: str, names: Mapping[int, str]) -> str:
@@ -62,8 +76,8 @@ def _told(key: str, names: Mapping[int, str]) -> str:
     if key.startswith(IRQ):
         number = int(key.removeprefix(IRQ))
         return f"{names[number]} ({number})" if number in names else ""
-    if key.startswith("rps/"):
-        return f"packets of {key.removeprefix('rps/').replace('/', ' ')}"
+    if key.startswith(_STEERING):
+        return f"packets of {key.removeprefix(_STEERING).replace('/', ' ')}"
     return {DEFAULT: "new interrupts", "watchdog": "the lockup detector", "workqueues": "workqueues"}.get(key, "")
 
 
@@ -94,7 +108,7 @@ def _masks(root: str) -> Iterator[tuple[str, str]]:
     for link in _listed(f"{root}/sys/class/net"):
         for queue in _listed(f"{root}/sys/class/net/{link}/queues"):
             if queue.startswith("rx-"):
-                yield f"rps/{link}/{queue}", f"{root}/sys/class/net/{link}/queues/{queue}/rps_cpus"
+                yield f"{_STEERING}{link}/{queue}", f"{root}/sys/class/net/{link}/queues/{queue}/rps_cpus"
 
 
 def _threads(root: str) -> Iterator[tuple[str, frozenset[int]]]:
@@ -197,4 +211,5 @@ def _read(root: str) -> dict[str, Borrowed]:
 
 def _keep(root: str, record: Mapping[str, Borrowed]) -> None:
     lines = (" ".join((key, cpulist.render(one.found), *map(cpulist.render, one.ours))) for key, one in record.items())
-    files.replace(_record(root), "".join(f"{line}\n" for line in lines))
+    text = "".join(f"{line}\n" for line in lines)
+    files.replace(_record(root), text) if text else files.remove(_record(root))

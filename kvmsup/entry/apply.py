@@ -168,8 +168,9 @@ class _Reload:
         step("apply.isolate")
         if not self.claim.isolate:
             return
-        from kvmsup.effects import partition  # for guests that are isolated alone
+        from kvmsup.effects import masks, partition  # for guests that are isolated alone
 
+        masks.settle(self.root, [*self.others, self.claim])
         if kernel.has_partitions() and partition.amiss(self.root, self.claim):
             partition.build(self.root, self.claim, self.pid)
 

@@ -70,6 +70,27 @@ class Stray(NamedTuple):
     cpu: int
 
 
+class Intrusion(NamedTuple):
+    """Interrupts or softirqs of a name, or a thread that belongs to `cpu`; how often each has run there."""
+
+    cpu: int
+    kind: str  # interrupt | softirq | thread
+    name: str
+    times: int
+
+
+class Isolated(NamedTuple):
+    """A guest whose CPUs are isolated: what of the kernel `ran` there since it started, None where nobody knows.
+
+    `amiss` says what is not as it should be, "" where all is.
+    """
+
+    guest: str
+    cpus: frozenset[int]
+    ran: tuple[Intrusion, ...] | None
+    amiss: str
+
+
 class Cpus(NamedTuple):
     """`trouble` says why there is no `topology`. `strays` is None where other users' threads are hidden."""
 
@@ -78,6 +99,7 @@ class Cpus(NamedTuple):
     smt: str | None
     vulnerabilities: Mapping[str, str]
     strays: tuple[Stray, ...] | None
+    guests: tuple[Isolated, ...] = ()
 
 
 class Pool(NamedTuple):

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from kvmsup import cpulist
-from kvmsup.model.hostfacts import Facts, Stray
+from kvmsup.model.hostfacts import Facts, Isolated, Stray
 from kvmsup.model.topology import Topology
 from kvmsup.plan.finding import Finding, fail, ok, unknown, values, warn
 
@@ -42,10 +43,11 @@ def judge(facts: Facts) -> Iterator[Finding]:
     yield from _exposed(facts)
     if topology:
         yield from _isolation(facts, topology)
+        yield from map(_isolated_guest, facts.cpus.guests)
 
 
 def _counted(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"
+    return f"{count} {word}{'' if count == 1 else 'es' if word.endswith('ch') else 's'}"
 
 
 def _topology(topology: Topology) -> Finding:
@@ -127,8 +129,23 @@ def _isolation(facts: Facts, topology: Topology) -> Iterator[Finding]:
     else:
         yield ok("isolation", f"CPU {apart} by isolcpus={' and nohz_full=' if tickless else ''}")
     yield from _split_cores(isolated, topology)
+    yield from _callbacks(isolated - tickless, facts)
     if isolated:
         yield _strays(facts.cpus.strays, topology)
+
+
+def _callbacks(bare: frozenset[int], facts: Facts) -> Iterator[Finding]:
+    """Of isolated CPUs without nohz_full=, which brings it: those that rcu_nocbs= leaves out, where it is used."""
+    asked = values(facts.system.command_line, "rcu_nocbs")
+    if not asked or asked[-1] == "all":
+        return
+    try:
+        left = bare - cpulist.parse(asked[-1])
+    except ValueError:  # "2-N", or what the kernel complains of
+        return
+    if left:
+        told = f"rcu_nocbs={asked[-1]} leaves out CPU {cpulist.render(left)} of isolcpus=: RCU's callbacks run there"
+        yield warn("RCU callbacks", told, _boot_with(bare))
 
 
 def _nothing_isolated(facts: Facts) -> Iterator[Finding]:
@@ -142,6 +159,25 @@ def _nothing_isolated(facts: Facts) -> Iterator[Finding]:
         offloaded = values(facts.system.command_line, "rcu_nocbs")
         told = f"rcu_nocbs={offloaded[-1]} only" if offloaded else "none at boot"
         yield ok("isolation", f"{told}; guests' CPUs are kept apart while they run")
+
+
+def _isolated_guest(one: Isolated) -> Finding:
+    """What still ran on the CPUs that a guest has isolated, and how a boot would isolate them for good."""
+    cpus = cpulist.render(one.cpus)
+    if one.amiss:
+        fix = f"IRQBALANCE_BANNED_CPULIST={cpus} in /etc/default/irqbalance, where that runs; then\n"
+        return warn(
+            "isolated guests", f"CPU {cpus} of {one.guest}: {one.amiss}", f"{fix}systemctl restart kvm@{one.guest}"
+        )
+    times = Counter({kind: 0 for kind in ("interrupt", "softirq", "thread")})
+    for found in one.ran or ():
+        times[found.kind] += found.times
+    told = ", ".join(f"{_counted(times[kind], kind)}" for kind in ("interrupt", "softirq"))
+    told += f", and {_counted(times['thread'], 'switch')} to the kernel's own threads since it started"
+    always = f"isolcpus={cpus} nohz_full={cpus} on the kernel's command line, for good, would leave fewer"
+    return ok(
+        "isolated guests", f"CPU {cpus} of {one.guest}: {told if one.ran is not None else 'not counted'}; {always}"
+    )
 
 
 def _boot_with(numbers: frozenset[int]) -> str:

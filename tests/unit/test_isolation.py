@@ -11,11 +11,10 @@ import pytest
 from kvmsup import cpulist
 from kvmsup.cli import isolation
 from kvmsup.effects import intrusions, kernel
-from kvmsup.effects.intrusions import Intrusion
-from kvmsup.errors import HostError
+from kvmsup.errors import HostError, Refusal
 from kvmsup.model.guest import Guest, Host, IoThread
+from kvmsup.model.hostfacts import Intrusion
 from kvmsup.plan.placement import place
-from kvmsup.plan.refusals import Refusal
 from tests.unit import trees
 from tests.unit.hosts import HOST, claim, guest, topology
 

@@ -142,3 +142,19 @@ def test_older_kernels_have_workqueues_and_threads_moved_too(root: str, monkeypa
     masks.settle(root, [])
     assert trees.read(root, "/sys/devices/virtual/workqueue/cpumask") == "000000ff"
     assert pinned == {2: frozenset(range(8))}
+
+
+def test_who_sees_no_links_leaves_their_masks_for_the_next(root: str) -> None:
+    """The supervisor, which sweeps what a release was killed over, has a network of its own."""
+    masks.settle(root, [isolated("2", "3")])
+    queue = Path(f"{root}/sys/class/net/eth0")
+    queue.rename(f"{root}/eth0")
+    for who, network in (("self", "a"), ("1", "b")):
+        trees.write(root, f"/proc/{who}/ns/net", network)
+    masks.settle(root, [])
+    assert Path(f"{root}/run/kvmsup/masks.found").read_text() == "rps/eth0/rx-0 2-3 0-1\n"
+    assert trees.read(root, "/proc/irq/24/smp_affinity_list") == "2-3"
+    Path(f"{root}/eth0").rename(queue)
+    masks.settle(root, [])
+    assert trees.read(root, "/sys/class/net/eth0/queues/rx-0/rps_cpus") == "0000000c"
+    assert not Path(f"{root}/run/kvmsup/masks.found").exists()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from kvmsup.cli import host as verb
 from kvmsup.effects import claims, facts
 from kvmsup.model.claim import Claim
-from kvmsup.model.hostfacts import Facts, Probe, Programs
+from kvmsup.model.hostfacts import Facts, Intrusion, Isolated, Probe, Programs
 from kvmsup.plan import soundness
 from kvmsup.plan.finding import VERDICTS, Finding
 from tests.unit import soundtrees, trees
@@ -419,6 +419,10 @@ def isolate(root: Path, isolated: str, tickless: str, line: str = "x") -> None:
     [
         ("2-3", "2-3", "x", "ok", "CPU 2-3 by isolcpus= and nohz_full="),
         ("2-3", "(null)", "x", "ok", "CPU 2-3 by isolcpus="),
+        ("2-3", "(null)", "rcu_nocbs=1-3", "ok", "CPU 2-3 by isolcpus="),
+        ("2-3", "(null)", "rcu_nocbs=all", "ok", "CPU 2-3 by isolcpus="),
+        ("2-3", "(null)", "rcu_nocbs=2-N", "ok", "CPU 2-3 by isolcpus="),
+        ("2-3", "2-3", "rcu_nocbs=1", "ok", "CPU 2-3 by isolcpus= and nohz_full="),
         ("2-3", "1-3", "x", "warn", "isolcpus=2-3 and nohz_full=1-3 differ: half of the work is undone"),
         ("", "2", "x", "warn", "nohz_full=2 without isolcpus=: the scheduler still puts other threads there"),
         ("", "", "nohz_full=2", "warn", "nohz_full= on the command line, and the kernel isolates no CPU"),
@@ -432,6 +436,43 @@ def test_isolation(isolated: str, tickless: str, line: str, verdict: str, told: 
     found = judge(tmp_path)
     assert others(found) == ({"isolation": verdict} if verdict != "ok" else {})
     assert found["isolation"].told == told
+
+
+def test_isolated_cpus_that_keep_their_callbacks(tmp_path: Path) -> None:
+    make("amd", tmp_path)
+    isolate(tmp_path, "2-3", "", "isolcpus=2-3 rcu_nocbs=2")
+    found = judge(tmp_path)
+    assert others(found) == {"RCU callbacks": "warn"}
+    assert found["RCU callbacks"].told == "rcu_nocbs=2 leaves out CPU 3 of isolcpus=: RCU's callbacks run there"
+    assert found["RCU callbacks"].fix == "on the kernel's command line: isolcpus=2-3 nohz_full=2-3; then reboot"
+
+
+def test_what_ran_on_the_cpus_that_a_guest_has_isolated(tmp_path: Path) -> None:
+    make("amd", tmp_path)
+    base = read(tmp_path)
+    ran = (Intrusion(2, "interrupt", "x", 7), Intrusion(3, "interrupt", "x", 1), Intrusion(3, "thread", "x", 1))
+    guests = (
+        Isolated("a", frozenset((2, 3)), ran, ""),
+        Isolated("b", frozenset((1,)), None, ""),
+        Isolated("c", frozenset((0,)), ran, "somebody has moved acpi (9) there again"),
+    )
+    found = soundness.findings(base._replace(cpus=base.cpus._replace(guests=guests)), PROGRAMS)
+    told = [(one.verdict, one.told, one.fix) for one in found if one.what == "isolated guests"]
+    always = "on the kernel's command line, for good, would leave fewer"
+    assert told == [
+        (
+            "ok",
+            "CPU 2-3 of a: 8 interrupts, 0 softirqs, and 1 switch to the kernel's own threads since it started;"
+            f" isolcpus=2-3 nohz_full=2-3 {always}",
+            "",
+        ),
+        ("ok", f"CPU 1 of b: not counted; isolcpus=1 nohz_full=1 {always}", ""),
+        (
+            "warn",
+            "CPU 0 of c: somebody has moved acpi (9) there again",
+            "IRQBALANCE_BANNED_CPULIST=0 in /etc/default/irqbalance, where that runs; then\nsystemctl restart kvm@c",
+        ),
+    ]
 
 
 def test_half_a_core_is_isolated(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Keep guests' threads, and the fence between guests, where they should be."""
+"""Keep guests' threads, and what is fenced off and moved away for them, where they should be."""
 
 from __future__ import annotations
 
@@ -46,7 +46,13 @@ class Threads:
             # Once more if anything fails from here on; what succeeds strikes it out.
             self.when[guest] = now + _PATIENCE_SECONDS
         with claims.lock_now(self.root):
-            fence.settle(self.root, list(claims.read_all(self.root).values()))
+            known = list(claims.read_all(self.root).values())
+            fence.settle(self.root, known)
+            if any(claim.isolate for claim in known):
+                from kvmsup.effects import masks  # for hosts with such guests alone
+
+                # A CPU that goes offline takes masks with it (kernel/irq/cpuhotplug.c, migrate_one_irq).
+                masks.settle(self.root, known)
         running = _running(units)
         for guest in units:
             del self.when[guest]
