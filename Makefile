@@ -7,6 +7,7 @@
 # make deb     build/kvmsup_VERSION_all.deb
 # make bench-placement  kvmsup's placement beside its peers'; rewrites a section of bench/README.md
 # make bench-ksm  kvmsup's policy for KSM beside ksmtuned's, on this machine's KSM; rewrites a section of bench/README.md
+# make bench-latency  what a guest misses beside a noisy neighbour: shared, dedicated, isolated; rewrites a section of bench/README.md
 # make lab     a root shell on a fresh host with the package installed
 # make install DESTDIR=…
 .DELETE_ON_ERROR:
@@ -52,6 +53,10 @@ bench-placement: $(VENV)/ready
 .PHONY: bench-cli
 bench-cli: $(VENV)/ready
 	$(PYTHON) -m bench.cli
+
+.PHONY: bench-latency
+bench-latency: $(VENV)/ready $(DEB) | tools
+	$(PYTHON) -m bench.latency --deb $(DEB)
 
 .PHONY: bench-ksm
 bench-ksm: $(VENV)/ready

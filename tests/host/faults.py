@@ -37,7 +37,7 @@ def prepare(host: Host) -> Host:
         lines = "[Service]\nEnvironmentFile=-/run/fault.env\nTimeoutStopSec=8\n"
         host.put(lines.encode(), f"/run/systemd/system/{unit}.service.d/fault.conf")
     host.run("ip link add br0 type bridge; ip link add v0 type veth peer name v1")
-    guests.configure(host, {"tiny": guests.TINY + NETS + DISK, "other": guests.TINY})
+    guests.configure(host, {"tiny": guests.ISOLATED + NETS + DISK, "other": guests.TINY})
     guests.keep_supervisor(host)
     return host
 

@@ -33,6 +33,8 @@ cpus = "dedicated"
 size = "64M"
 hugepages = "2M"
 """
+# So that the host keeps off its CPUs, too.
+ISOLATED = TINY.replace('"dedicated"', '"dedicated"\nisolate = true')
 SHARED = """
 [machine]
 type = "pc-q35-7.2"
@@ -226,7 +228,7 @@ def kvmsup(host: Host, arguments: str, *, check: bool = True) -> Any:
 def leftovers(host: Host) -> list[str]:
     """Everything that guests may leave behind on a host where none runs."""
     script = """
-        ls -d /run/kvmsup/claims/* /run/kvmsup/guests/* /run/kvmsup/ksm.found 2>/dev/null
+        ls -d /run/kvmsup/claims/* /run/kvmsup/guests/* /run/kvmsup/*.found /run/kvmsup/isolated/* 2>/dev/null
         pgrep -a qemu-system
         grep -H '^kvm@' /sys/class/net/*/ifalias
         ls -d /dev/tap[0-9]* 2>/dev/null

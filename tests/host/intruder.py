@@ -223,6 +223,7 @@ def attempts(pid: int, sockets: list[str]) -> dict[str, Callable[[], object]]:
         "KSM": "/sys/kernel/mm/ksm/run",
         "a pool of pages": "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
         "a control group": "/sys/fs/cgroup/kvm.slice/cgroup.procs",
+        "its own, which is delegated": "/sys/fs/cgroup/kvm.slice/kvm-dedicated.slice/kvm@probe.service/cgroup.procs",
         "memory that all share": "/dev/shm/intruder",
         "a program": "/usr/local/bin/intruder",
     }

@@ -64,6 +64,16 @@ def test_smt_that_the_host_does_not_show_is_not_promised(old_host: Host) -> None
     assert "░░ Subject: Guest pair cannot have the host CPUs it asks for\n" in explained
 
 
+def test_nothing_is_isolated_on_its_kernel(old_host: Host) -> None:
+    guests.configure(old_host, {"quiet": guests.ISOLATED})
+    assert guests.start(old_host, "quiet", check=False).rc == 1
+    said = guests.said(old_host, "quiet")
+    assert "placement.isolate: on this kernel a cpuset that changes undoes the pins of all threads in it" in said
+    assert "hint: Linux 6.2 or newer (Debian 12: from bookworm-backports), or isolcpus= at boot" in said
+    guests.released(old_host, "quiet")
+    old_host.run("rm /etc/kvmsup/quiet.toml; systemctl daemon-reload; systemctl reset-failed 'kvm*'", check=False)
+
+
 def test_one_field_finds_what_concerns_a_guest(old_host: Host) -> None:
     """All but systemd's own words on the units, to which this one adds no fields. Who is killed says nothing."""
     for name, silent in (("tiny", False), ("other", True), ("pair", False)):

@@ -25,7 +25,8 @@ def isolated(lab: Lab, deb: Path) -> Iterator[Host]:
 
 def test_isolated_cpus_go_to_dedicated_guests_first_and_to_no_shared_one(isolated: Host) -> None:
     assert isolated.read("/sys/devices/system/cpu/isolated") == "3,6-7\n"
-    guests.configure(isolated, {"own": DEDICATED, "crowd": guests.SHARED, "next": DEDICATED})
+    own = DEDICATED.replace('"dedicated"', '"dedicated"\nisolate = true')
+    guests.configure(isolated, {"own": own, "crowd": guests.SHARED, "next": DEDICATED})
     (planned,) = guests.kvmsup(isolated, "plan own")
     assert "isolated by isolcpus=, and so for dedicated guests first" in planned["why"]
     guests.start(isolated, "own")
@@ -33,6 +34,8 @@ def test_isolated_cpus_go_to_dedicated_guests_first_and_to_no_shared_one(isolate
     threads = guests.allowed(isolated, guests.pid(isolated, "own"))
     assert (threads.pop("CPU 0/KVM"), threads.pop("CPU 1/KVM")) == ("6", "7")
     assert set(threads.values()) == {"0-1"}
+    partition = "/sys/fs/cgroup/kvm.slice/kvm-dedicated.slice/kvm@own.service/qemu/vcpu/cpuset.cpus.partition"
+    assert isolated.read(partition) == "isolated\n"
     guests.start(isolated, "crowd")
     assert guests.allowed(isolated, guests.pid(isolated, "crowd"))["CPU 0/KVM"] == "0-2,4-5"
     # Half a core is no better than none: a whole one that is not isolated.
@@ -42,6 +45,7 @@ def test_isolated_cpus_go_to_dedicated_guests_first_and_to_no_shared_one(isolate
     for name in ("own", "next", "crowd"):
         guests.kill(isolated, name)
     assert guests.leftovers(isolated) == []
+    assert isolated.read("/sys/devices/system/cpu/isolated") == "3,6-7\n"
 
 
 def test_a_list_of_isolated_cpus_is_refused(isolated: Host) -> None:

@@ -15,6 +15,8 @@ import pytest
 from tests.host import guests
 from tests.lab.host import Host
 
+# So that the unit is delegated, and its control group its user's.
+ISOLATED = '[placement]\ncpus = "dedicated"\nisolate = true\n'
 OWN = '[disk.own]\npath = "own.img"\nformat = "raw"\nsize = "1M"\n'
 PLUGGED = '[disk.plugged]\npath = "/srv/plugged.img"\nformat = "raw"\n'
 TAP, USER = '[net.lan]\nbridge = "br0"\n', "[net.out]\nuser = true\n"
@@ -52,7 +54,7 @@ def sandbox(host: Host) -> Host:
     host.run(["systemd-run", "--unit=listener", "python3", "-c", _LISTENER])
     texts = {
         "other": guests.TINY + OWN + PLUGGED,
-        "probe": guests.SHARED + OWN + TAP,
+        "probe": guests.SHARED + ISOLATED + OWN + TAP,
         "outward": guests.SHARED + OWN + USER,
     }
     guests.configure(host, texts)

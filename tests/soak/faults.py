@@ -24,7 +24,7 @@ LOOK = "/run/soak-look.py"
 _FAULT = "/run/fault.env"
 # So that it comes to the steps of the seed and of NVRAM. Emulated: the lab's KVM, itself emulated, runs no UEFI.
 _SEEDED = guests.SHARED.replace("[memory]", 'firmware = "uefi"\naccel = "tcg"\n[memory]') + "[cloud-init]\n"
-_KINDS = {"tiny": guests.TINY + NETS + DISK, "seeded": _SEEDED, "elastic": ELASTIC}
+_KINDS = {"tiny": guests.ISOLATED + NETS + DISK, "seeded": _SEEDED, "elastic": ELASTIC}
 # By what happens to the step: seconds that systemd gives a start, or a reload. Who hangs is not waited for as long.
 _PATIENCE = {"hasty": 25, "calm": 120}
 _STOP_SECONDS = 10

@@ -91,8 +91,9 @@ def units() -> dict[str, str]:
 def processes() -> dict[int, Json]:
     """Every QEMU of a guest: its slice and guest, by pid."""
     found = {}
-    for path in glob.glob(f"{SLICES}/*/kvm@*.service/cgroup.procs"):
-        within, unit = path.split("/")[-3:-1]
+    units = f"{SLICES}/*/kvm@*.service"
+    for path in glob.glob(f"{units}/cgroup.procs") + glob.glob(f"{units}/qemu/cgroup.procs"):
+        within, unit = path.split("/")[5:7]
         for pid in map(int, read(path).split()):
             if "qemu-system" in read(f"/proc/{pid}/cmdline").partition("\0")[0]:
                 guest = unit.removeprefix("kvm@").removesuffix(".service")
@@ -170,6 +171,7 @@ def left() -> dict[str, list[str]]:
         "guests": sorted(os.listdir(f"{RUN}/guests")),
         "macvtaps": sorted(glob.glob("/dev/tap[0-9]*")),
         "control": sorted(glob.glob("/run/systemd/system.control/*/*")),
+        "isolated": glob.glob(f"{RUN}/isolated/*") + glob.glob(f"{RUN}/masks.found"),
         "ksm.found": glob.glob(f"{RUN}/ksm.found"),
     }
 
