@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
 
+from bench import sections
 from bench.cli.run import Pair, interleaved
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- cli: written by python3 -m bench.cli -->", "<!-- cli: end -->"
 ETC = Path("/etc/kvmsup")
 GUESTS = (1, 10, 50)
 VIRSH = ("virsh", "--quiet", "--connect", "qemu:///system")
@@ -92,9 +91,7 @@ def main() -> int:
     found = section(asked.pairs)
     print(found)
     if not asked.print:
-        before, _, rest = README.read_text("utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        README.write_text(f"{before}{BEGIN}\n\n{found}\n\n{END}{after}", "utf-8")
+        sections.write("cli", found)
     return 0
 
 

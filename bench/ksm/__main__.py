@@ -10,13 +10,12 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from bench import sections
 from bench.ksm.guests import Workload
 from bench.ksm.peers import Advisor, Driver, Ksmtuned, Kvmsup
 from bench.ksm.run import Measured, borrowed, measure
 from kvmsup.effects import pressure
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- ksm: written by python3 -m bench.ksm -->", "<!-- ksm: end -->"
 MIB = 1 << 20
 ALIKE = {"identical": 1.0, "half-identical": 0.5}
 OURS, THEIRS = "kvmsup, pressure", "ksmtuned"
@@ -89,9 +88,7 @@ def main() -> int:
     found = section(asked.seconds, asked.mib * MIB)
     print(found)
     if not asked.print:
-        before, _, rest = README.read_text("utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        README.write_text(f"{before}{BEGIN}\n\n{found}\n\n{END}{after}", "utf-8")
+        sections.write("ksm", found)
     return 0 if "dominates nowhere" in found else 1
 
 

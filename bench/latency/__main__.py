@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
+from bench import sections
 from bench.latency import guest
 from tests.host import guests
 from tests.lab.host import Host, Lab
 from tests.lab.progress import Progress
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- latency: written by python3 -m bench.latency -->", "<!-- latency: end -->"
 IMAGE = "/var/lib/latency.img"
 _LEAST_MICROSECONDS = 250
 
@@ -138,9 +137,7 @@ def main() -> int:
         found = section(host, asked.rounds, asked.lines)
     print(found)
     if not asked.print:
-        before, _, rest = README.read_text("utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        README.write_text(f"{before}{BEGIN}\n\n{found}\n\n{END}{after}", "utf-8")
+        sections.write("latency", found)
     return 0
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from pathlib import Path
 
+from bench import sections
 from bench.placement import report
 from bench.placement.arrivals import stream
 from bench.placement.peers import CHOOSERS
@@ -18,8 +19,6 @@ from bench.placement.run import Measures, measure
 from bench.placement.shapes import SHAPES
 from bench.placement.timing import all_timed
 
-README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- placement: written by python3 -m bench.placement -->", "<!-- placement: end -->"
 LOADS = (0.6, 0.85, 1.0, 1.2)
 
 
@@ -79,9 +78,7 @@ def main() -> None:
     found = section(asked.seeds, asked.arrivals)
     print(found)
     if not asked.print:
-        before, _, rest = README.read_text("utf-8").partition(BEGIN)
-        after = rest.partition(END)[2]
-        README.write_text(f"{before}{BEGIN}\n\n{found}\n\n{END}{after}", "utf-8")
+        sections.write("placement", found)
 
 
 if __name__ == "__main__":

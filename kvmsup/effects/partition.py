@@ -136,23 +136,13 @@ def join(root: str, claim: Claim, tid: int, cpus: frozenset[int]) -> None:
     except OSError:
         return
     wanted = place("", claim).removeprefix("/sys/fs/cgroup")
-    if inside != wanted and inside.startswith(f"{cgroup.path(claim)}/{cgroup.QEMU}"):
-        with contextlib.suppress(ProcessLookupError):
-            _move(f"{place(root, claim)}/cgroup.threads", tid)
-
-
-def _move(path: str, tid: int) -> None:
-    """Raises ProcessLookupError where it has ended, HostError for any other reason."""
+    if inside == wanted or not inside.startswith(f"{cgroup.path(claim)}/{cgroup.QEMU}"):
+        return
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, str(tid).encode())
-        finally:
-            os.close(descriptor)
-    except ProcessLookupError:
-        raise
-    except OSError as error:
-        raise HostError(f"thread {tid} cannot be moved to {os.path.dirname(path)}: {error.strerror}") from None
+        files.write_attribute(f"{place(root, claim)}/cgroup.threads", str(tid))
+    except HostError:
+        if os.path.exists(f"{root}/proc/{tid}"):
+            raise
 
 
 def visit(root: str, claim: Claim, pid: int) -> None:
