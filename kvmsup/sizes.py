@@ -58,3 +58,8 @@ def render(size: int) -> str:
         if size and size % factor == 0:
             return f"{size // factor}{unit}"
     return str(size)
+
+
+def mebibytes(size: int) -> str:
+    """`size` bytes without what is less than 1M, as `render` has it."""
+    return render(size >> 20 << 20)

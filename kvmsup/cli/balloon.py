@@ -11,8 +11,9 @@ from kvmsup.cli import progress, show
 from kvmsup.effects import balloon, glance, observe
 from kvmsup.errors import KvmsupError, QmpError
 from kvmsup.model.claim import Claim
-from kvmsup.plan.balloon import MIB, told
+from kvmsup.plan.balloon import MIB
 from kvmsup.records import TYPE_CHECKING
+from kvmsup.sizes import mebibytes
 
 if TYPE_CHECKING:
     import argparse
@@ -62,11 +63,11 @@ def _running(guest: str) -> glance.Seen:
 def _check(claim: Claim | None, size: int) -> None:
     """Raises KvmsupError for a size that the guest's file does not allow."""
     assert claim
-    bounds = f"{told(claim.balloon)} (memory.balloon.min) to {told(claim.size)} (memory.size)"
+    bounds = f"{mebibytes(claim.balloon)} (memory.balloon.min) to {mebibytes(claim.size)} (memory.size)"
     if size % MIB:
         raise KvmsupError(f"{size} bytes are not a multiple of 1M", bounds)
     if not claim.balloon <= size <= claim.size:
-        raise KvmsupError(f"{told(size)} is not a size for {claim.guest}", bounds)
+        raise KvmsupError(f"{mebibytes(size)} is not a size for {claim.guest}", bounds)
     if claim.balloon_auto:
         hint = "memory.balloon.auto = false makes it yours to set, from the guest's next start on"
         raise KvmsupError(f"the size of {claim.guest} follows the host's memory by itself", hint)
@@ -112,8 +113,8 @@ def _why(guest: str, size: int, report: dict[str, Any]) -> str:
     if report["available"] is None:
         what = "nothing in the guest answers: it has no virtio balloon driver, or has not booted so far"
     elif size < report["actual"]:
-        what = f"the guest has {told(report['available'])} available and gives no more"
+        what = f"the guest has {mebibytes(report['available'])} available and gives no more"
     else:
         what = "the guest does not take it"
     hint = f"it stays asked for; kvmsup balloon {guest} tells how far it is"
-    return f"kvmsup: {KvmsupError(f'{guest} has not got to {told(size)}: {what}', hint)}"
+    return f"kvmsup: {KvmsupError(f'{guest} has not got to {mebibytes(size)}: {what}', hint)}"

@@ -12,8 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from kvmsup.plan.balloon import told
 from kvmsup.records import TYPE_CHECKING
+from kvmsup.sizes import mebibytes
 
 if TYPE_CHECKING:
     from typing import Any
@@ -28,7 +28,7 @@ def on_the_way(about: str, start: int, goal: int) -> Iterator[Tell]:
     """Shows on standard error how far `about` is from `start` to `goal` bytes, as it is told, and what came of it."""
     begin, last = time.monotonic(), start
     if not _drawn():
-        print(f"{about}: {told(start)}, on its way to {told(goal)}", file=sys.stderr, flush=True)
+        print(f"{about}: {mebibytes(start)}, on its way to {mebibytes(goal)}", file=sys.stderr, flush=True)
     bar = _Bar(about, start, goal) if _drawn() else None
 
     def tell(now: int) -> None:
@@ -43,7 +43,7 @@ def on_the_way(about: str, start: int, goal: int) -> Iterator[Tell]:
         if bar:
             bar.end()
     seconds = time.monotonic() - begin
-    print(f"{about}: from {told(start)} to {told(last)} in {seconds:.1f} s", file=sys.stderr, flush=True)
+    print(f"{about}: from {mebibytes(start)} to {mebibytes(last)} in {seconds:.1f} s", file=sys.stderr, flush=True)
 
 
 def _drawn() -> bool:

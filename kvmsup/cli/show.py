@@ -120,15 +120,14 @@ def placement(claim: Claim) -> dict[str, Any]:
 
 def balloon(report: dict[str, Any]) -> str:
     """One line on what observe.balloon has found."""
-    from kvmsup.plan.balloon import told
-
     kind = "automatic" if report["automatic"] else "by hand"
     knows = {
-        "answers": f", the guest has {told(report['available'] or 0)} available",
+        "answers": f", the guest has {sizes.mebibytes(report['available'] or 0)} available",
         "silent": ", no balloon driver in the guest answers",
         "unasked": "",
     }[report["driver"]]
-    return f"{told(report['actual'])} of {told(report['size'])} (min {told(report['min'])}, {kind}){knows}"
+    actual, size, least = (sizes.mebibytes(report[key]) for key in ("actual", "size", "min"))
+    return f"{actual} of {size} (min {least}, {kind}){knows}"
 
 
 def other_qemu(found: dict[str, Any]) -> str:

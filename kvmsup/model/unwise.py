@@ -57,7 +57,10 @@ def _nodes_unseen(guest: Guest, topology: Topology | None) -> Iterator[Problem]:
         yield _warning(("placement", "nodes"), f"{len(placement.nodes)} nodes: {seen}", hint)
     elif topology and placement.dedicated and placement.vcpu:
         nodes = topology.nodes_of(frozenset().union(*placement.vcpu) & topology.cpus.keys())
-        if len(nodes) > 1:
+        if len(nodes) > 1 and guest.memory.page_size:
+            what = f"CPUs of node {cpulist.render(nodes)}, but hugepages are reserved on one node: a start is refused"
+            yield _warning(("placement", "vcpu"), what, f"{hint}, or leave memory.hugepages out", at_key=True)
+        elif len(nodes) > 1:
             what = f"CPUs of node {cpulist.render(nodes)}: {seen}"
             yield _warning(("placement", "vcpu"), what, hint, at_key=True)
 

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from kvmsup import sizes
 from kvmsup.model.pressure import HostMemory
 from kvmsup.records import NamedTuple
+from kvmsup.sizes import mebibytes
 
 MIB = 1 << 20
 # At five percent an administrator would look; the kernel's own watermarks are far below (vm.watermark_scale_factor).
@@ -105,10 +105,10 @@ def short(host: HostMemory) -> str:
     """Why the host needs memory back; "" while it does not."""
     mark = marks(host)
     if host.available < mark.low:
-        return f"the host has {told(host.available)} available, under its mark of {told(mark.low)}"
+        return f"the host has {mebibytes(host.available)} available, under its mark of {mebibytes(mark.low)}"
     if host.stall and host.stall.some > _WAITING_PERCENT and host.available < mark.middle:
         waited = f"for {host.stall.some:.0f} % of the last 10 s the host's tasks waited for memory"
-        return f"{waited}, with {told(host.available)} available"
+        return f"{waited}, with {mebibytes(host.available)} available"
     return ""
 
 
@@ -117,12 +117,12 @@ def tight(guest: GuestMemory) -> str:
     if guest.available is None:
         return ""
     if guest.swapped:
-        return f"the guest has swapped out {told(max(guest.swapped, MIB))}"
+        return f"the guest has swapped out {mebibytes(max(guest.swapped, MIB))}"
     if guest.available < guest.reserve // 2:
-        return f"the guest has only {told(guest.available)} available"
+        return f"the guest has only {mebibytes(guest.available)} available"
     # By themselves major faults say nothing: any program that starts is read from disk.
     if guest.available < guest.reserve and guest.faults > _MANY_FAULTS:
-        return f"the guest has {told(guest.available)} available and reads pages back from disk"
+        return f"the guest has {mebibytes(guest.available)} available and reads pages back from disk"
     return ""
 
 
@@ -135,7 +135,7 @@ def turn(host: HostMemory, guests: Sequence[GuestMemory]) -> list[Change]:
         return helped + list(_taken(others, marks(host).high - host.available + promised, why))
     inflated = [one for one in others if one.taken]
     spare = host.available - marks(host).high - promised - sum(one.free for one in inflated)
-    return helped + list(_given(inflated, spare, f"the host has {told(host.available)} available"))
+    return helped + list(_given(inflated, spare, f"the host has {mebibytes(host.available)} available"))
 
 
 def _taken(guests: Sequence[GuestMemory], need: int, why: str) -> Iterable[Change]:
@@ -148,7 +148,7 @@ def _taken(guests: Sequence[GuestMemory], need: int, why: str) -> Iterable[Chang
         size = -(-(one.actual - min(share, one.spare, one.step)) // MIB) * MIB
         if one.actual - size >= _LEAST_CHANGE:
             left -= one.actual - size
-            yield Change(one.name, size, f"{why}; the guest has {told(one.available or 0)} available")
+            yield Change(one.name, size, f"{why}; the guest has {mebibytes(one.available or 0)} available")
 
 
 def _given(guests: Sequence[GuestMemory], spare: int, why: str) -> Iterable[Change]:
@@ -164,8 +164,3 @@ def _given(guests: Sequence[GuestMemory], spare: int, why: str) -> Iterable[Chan
 
 def _grown(guest: GuestMemory, share: int, why: str) -> Change:
     return Change(guest.name, min(guest.size, (guest.actual + share) // MIB * MIB), why)
-
-
-def told(size: int) -> str:
-    """`size` in whole MiB, or in GiB where it is that to the digit."""
-    return sizes.render(size // MIB * MIB)

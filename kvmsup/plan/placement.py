@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from kvmsup import cpulist
+from kvmsup import cpulist, sizes
 from kvmsup.errors import Refusal
 from kvmsup.model import vsock
 from kvmsup.model.claim import Claim, Interface
@@ -324,7 +324,7 @@ def _memory_nodes(guest: Guest, scene: Scene, cpus: frozenset[int], why: list[st
         nodes = frozenset((_one_node(guest, scene, nodes),))
     elif _free_on(nodes, scene) < guest.memory.size:
         nodes = _with_closest(guest, scene, nodes, allowed)
-    why.append(f"memory on node {cpulist.render(nodes)} ({refusals.mebibytes(_free_on(nodes, scene))} free)")
+    why.append(f"memory on node {cpulist.render(nodes)} ({sizes.mebibytes(_free_on(nodes, scene))} free)")
     return nodes
 
 

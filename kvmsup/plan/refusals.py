@@ -184,14 +184,9 @@ def _units(guest: Guest) -> str:
     return f" in groups of {guest.cpu.threads} SMT siblings" if guest.cpu.threads > 1 else ""
 
 
-def mebibytes(size: int) -> str:
-    """`size` bytes without what is less than 1M."""
-    return sizes.render(size >> 20 << 20)
-
-
 def too_little(guest: Guest, roomiest: int, free: Mapping[int, int]) -> Refusal:
     """The refusal of a guest whose hugepages have no room on any node, not even on the `roomiest`."""
-    most = mebibytes(free.get(roomiest, 0))
+    most = sizes.mebibytes(free.get(roomiest, 0))
     size = sizes.render(guest.memory.size)
     what = f"memory.size = {size}: the most on one node is {most}, on {roomiest}"
     return Refusal(what, catalog="no-pages")

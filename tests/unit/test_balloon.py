@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from kvmsup.model.pressure import HostMemory, Stall
 from kvmsup.plan import balloon
 from kvmsup.plan.balloon import MIB, Change, GuestMemory
+from kvmsup.sizes import mebibytes
 
 GIB = 1024 * MIB
 Policy = Callable[[HostMemory, Sequence[GuestMemory]], list[Change]]
@@ -253,7 +254,7 @@ def test_what_comes_back_is_in_proportion_to_what_was_given() -> None:
     a = GuestMemory("a", 6 * GIB, GIB, 4 * GIB, GIB, 0, 0, 0)
     b = a._replace(name="b", actual=5 * GIB)
     host = HostMemory(16 * GIB, mark.high + 300 * MIB, 0, 0, 0, None)
-    told = f"the host has {balloon.told(host.available)} available"
+    told = f"the host has {mebibytes(host.available)} available"
     assert balloon.turn(host, [a, b]) == [
         Change("a", 4 * GIB + 200 * MIB, told),
         Change("b", 5 * GIB + 100 * MIB, told),

@@ -56,7 +56,7 @@ def test_the_guest_counts_each_look(tmp_path: Path) -> None:
     except FileNotFoundError:
         pytest.skip("qemu-system-x86_64 is not installed")
     assert process.stdout
-    told = []
+    told: list[str] = []
     try:
         while len(told) < 2:
             text = process.stdout.readline()

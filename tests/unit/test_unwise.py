@@ -61,6 +61,9 @@ def test_a_guest_of_several_nodes_that_sees_one() -> None:
     )
     (found,) = told(DEDICATED + PINS.format(1, 2) + MEMORY)
     assert found.startswith("web.toml:7:1: warning: placement.vcpu: CPUs of node 0-1: the guest sees one node")
+    (found,) = told(DEDICATED + PINS.format(1, 2) + MEMORY + 'hugepages = "2M"\n')
+    said = "CPUs of node 0-1, but hugepages are reserved on one node: a start is refused\n"
+    assert found.startswith(f"web.toml:7:1: warning: placement.vcpu: {said}")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from kvmsup.errors import QmpError
 from kvmsup.model.claim import Claim
 from kvmsup.plan import balloon as policy
 from kvmsup.plan.balloon import Change, GuestMemory
+from kvmsup.sizes import mebibytes
 
 TURN_SECONDS = 5.0
 _FIRST_SECONDS = 1.0
@@ -202,7 +203,7 @@ class Ballooning:
         one.changed, one.arrived = found.last if found else 0, None
         one.asked, one.giving = change.size, max(0, actual - change.size)
         direction = "smaller" if change.size < was else "larger"
-        told = f"balloon: {policy.told(was)} → {policy.told(change.size)}, {direction}: {change.why}"
+        told = f"balloon: {mebibytes(was)} → {mebibytes(change.size)}, {direction}: {change.why}"
         journal.tell(self.root, name, journal.NOTICE, told, "balloon")
 
     def _no_answer(self, one: _Guest, why: str) -> None:
