@@ -82,7 +82,8 @@ def _cpus(root: str, guests: Mapping[str, Claim]) -> Cpus:
         trouble = error.what
     directory = f"{cpu}/vulnerabilities"
     told = {name: text(f"{directory}/{name}") or "" for name in listed(directory) or ()}
-    isolated = tuple(_isolated(root, claim) for claim in guests.values() if claim.isolate and claim.held)
+    # Those that run: attach counts from the first instruction on.
+    isolated = tuple(_isolated(root, claim) for claim in guests.values() if intrusions.counted(root, claim))
     return Cpus(topology, trouble, text(f"{cpu}/smt/control"), told, _strays(root, topology), isolated)
 
 

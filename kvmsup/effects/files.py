@@ -100,14 +100,17 @@ def _lengthen(descriptor: int, size: int, more: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def sweep_parts(directory: str) -> None:
-    """Remove what a `replace` that was killed has left in `directory`; the caller knows that nobody writes there."""
+def sweep_parts(directory: str, of: str = "") -> None:
+    """Remove what a `replace` that was killed has left in `directory`, of the file `of` or of all.
+
+    The caller knows that nobody writes there.
+    """
     try:
         names = os.listdir(directory)
     except OSError:
         return
     for name in names:
-        if name.endswith(PART):
+        if name.startswith(of) and name.endswith(PART):
             remove(f"{directory}/{name}")
 
 

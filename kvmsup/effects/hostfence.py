@@ -20,11 +20,14 @@ _NONE = "-"
 
 
 class _Fenced(NamedTuple):
-    """`found` is the property as it was, empty where it was not set; `kept`: set until the next boot, by somebody."""
+    """`found` is the property as it was, empty where it was not set; `kept`: set until the next boot, by somebody.
+
+    `ours` may stand there: until a change is done, the value before it, too.
+    """
 
     found: frozenset[int]
-    ours: frozenset[int]
     kept: bool
+    ours: tuple[frozenset[int], ...]
 
 
 def _record(root: str) -> str:
@@ -43,26 +46,30 @@ def settle(root: str, every: frozenset[int], isolated: frozenset[int]) -> None:
 def _keep_off(root: str, record: Mapping[str, _Fenced], every: frozenset[int], isolated: frozenset[int]) -> None:
     shown = systemctl.show(_top(root), ("AllowedCPUs",))
     now = {unit: allowed.parse(one["AllowedCPUs"]) for unit, one in shown.items()}
-    found = {}
+    found, write = {}, {}
     for unit, cpus in now.items():
-        if unit in record and cpus == record[unit].ours:
-            found[unit] = record[unit]
-        else:  # new, or somebody else's since
-            found[unit] = _Fenced(cpus, cpus, allowed.kept(root, unit) is not None)
-    wanted = {unit: (one.found or every) - isolated or every - isolated for unit, one in found.items()}
-    _keep(root, {unit: one._replace(ours=wanted[unit]) for unit, one in found.items()})
-    for unit, cpus in wanted.items():
-        if now[unit] != cpus:
-            systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(cpus)}")
+        one = record.get(unit)
+        if one is None or cpus not in one.ours:  # new, or somebody else's since
+            one = _Fenced(cpus, allowed.kept(root, unit) is not None, ())
+        wanted = (one.found or every) - isolated or every - isolated
+        found[unit] = one._replace(ours=(*one.ours[-1:], wanted) if cpus in one.ours else (wanted,))
+        if cpus != wanted:
+            write[unit] = wanted
+    _keep(root, found)
+    for unit, cpus in write.items():
+        systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(cpus)}")
+    _keep(root, {unit: one._replace(ours=one.ours[-1:]) for unit, one in found.items()})
 
 
 def _let_in(root: str, record: Mapping[str, _Fenced], every: frozenset[int]) -> None:
     for unit, one in record.items():
-        if allowed.kept(root, unit) == one.ours:
+        before = one.found or every
+        value = allowed.kept(root, unit)
+        if value in one.ours:
             # Clearing the property would leave the old mask in place, so what was found, or all, goes first.
-            systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(one.found or every)}")
-            if not one.kept:
-                allowed.forget(root, unit)
+            systemctl.set_property(unit, f"AllowedCPUs={cpulist.render(before)}")
+        if not one.kept and value in (*one.ours, before):
+            allowed.forget(root, unit)
     files.remove(_record(root))
 
 
@@ -76,8 +83,10 @@ def _read(root: str) -> dict[str, _Fenced]:
     try:
         lines = [line.split() for line in files.read(_record(root)).splitlines()]
         return {
-            unit: _Fenced(cpulist.parse("" if found == _NONE else found), cpulist.parse(ours), kept == "kept")
-            for unit, found, ours, kept in (words for words in lines if len(words) == 4)
+            unit: _Fenced(
+                cpulist.parse("" if found == _NONE else found), kept == "kept", tuple(map(cpulist.parse, ours))
+            )
+            for unit, found, kept, *ours in (words for words in lines if len(words) > 3)
         }
     except (OSError, ValueError):
         return {}
@@ -85,7 +94,7 @@ def _read(root: str) -> dict[str, _Fenced]:
 
 def _keep(root: str, record: Mapping[str, _Fenced]) -> None:
     lines = (
-        f"{unit} {cpulist.render(one.found) or _NONE} {cpulist.render(one.ours)} {'kept' if one.kept else _NONE}\n"
+        (unit, cpulist.render(one.found) or _NONE, "kept" if one.kept else _NONE, *map(cpulist.render, one.ours))
         for unit, one in record.items()
     )
-    files.replace(_record(root), "".join(lines))
+    files.replace(_record(root), "".join(f"{' '.join(words)}\n" for words in lines))

@@ -39,6 +39,11 @@ def remember(root: str, claim: Claim) -> None:
     files.replace(path, json.dumps(counted))
 
 
+def counted(root: str, claim: Claim) -> bool:
+    """Whether the guest of `claim` is isolated, and has begun to run."""
+    return claim.isolate and os.path.exists(_path(root, claim.guest))
+
+
 def forget(root: str, guest: str) -> None:
     """The guest has ended."""
     files.remove(_path(root, guest))

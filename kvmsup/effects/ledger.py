@@ -6,6 +6,7 @@ Callers hold the claims' lock.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 
 from kvmsup import sizes
@@ -44,8 +45,10 @@ def sweep(root: str, known: Mapping[str, Claim], keep: str = "") -> dict[str, Cl
     Under the lock a claim that is not held is one whose setup, or release, ended in the middle. It goes at once: what
     it had added to a pool can be told only until somebody else changes that pool. Raises HostError.
     """
-    for directory in ("claims", "running"):
+    for directory in ("claims", "running", "isolated"):
         files.sweep_parts(f"{root}{claims.RUN}/{directory}")
+    for name in ("masks.found", "fences.found"):
+        files.sweep_parts(f"{root}{claims.RUN}", name)
     others = [guest for guest in known if guest != keep]
     stale = [guest for guest in others if not known[guest].held]
     doubtful = [
@@ -60,7 +63,16 @@ def sweep(root: str, known: Mapping[str, Claim], keep: str = "") -> dict[str, Cl
     for guest in stale:
         claim = left.pop(guest)
         release(root, claim, list(left.values()))
+    _put_back(root, left.values())
     return left
+
+
+def _put_back(root: str, standing: Iterable[Claim]) -> None:
+    """What a release that was killed, or could not, has left of isolated guests while there is none."""
+    if os.path.exists(f"{root}{claims.RUN}/masks.found") and not any(claim.isolate for claim in standing):
+        from kvmsup.effects import masks  # for hosts that had isolated guests alone
+
+        masks.settle(root, [])
 
 
 def release(root: str, claim: Claim, others: list[Claim]) -> list[str]:

@@ -17,7 +17,7 @@ from kvmsup.effects.claims import RUN
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from kvmsup.plan import affinities
-from kvmsup.plan.affinities import DEFAULT, IRQ, THREAD, WORKER, Borrowed
+from kvmsup.plan.affinities import DEFAULT, IRQ, LOOKED, THREAD, WORKER, Borrowed
 from kvmsup.records import NamedTuple
 
 _STEERING = "rps/"
@@ -40,35 +40,29 @@ def settle(root: str, claims: Collection[Claim]) -> list[str]:
     Returns what was moved, in words. Raises HostError.
     """
     isolated = frozenset[int]().union(*(claim.isolated for claim in claims))
-    record = _read(root)
-    if not isolated and not record and not os.path.exists(_record(root)):
+    if not isolated and not os.path.exists(_record(root)):
         return []
-    masks = dict(_masks(root))
+    record = _read(root)
+    links = _sees_links(root)
+    unseen = {} if links else {key: one for key, one in record.items() if key.startswith(_STEERING)}
+    masks = {key: path for key, path in _masks(root) if links or not key.startswith(_STEERING)}
     now = {key: found for key, path in masks.items() if (found := _value(path)) is not None}
-    threads = {key: cpus for key, cpus in _threads(root) if key in record or not record}
     others = _others(root, isolated) if isolated else frozenset()
-    step = affinities.step(now | threads, record, isolated, others, sysfs.present(root))
-    unseen = {key: one for key, one in record.items() if _is_hidden(root, key, masks)}
-    if isolated:
-        _keep(root, step.record | unseen)
-    failed = {key for key, cpus in step.write.items() if not _write(key, masks.get(key, ""), cpus)}
-    # What cannot be moved is the kernel's own; what cannot be put back is for the next one, who may.
-    kept = step.record.keys() - failed if isolated else record.keys() & failed
-    _keep(root, {key: one for key, one in (record | step.record | unseen).items() if key in kept | unseen.keys()})
-    moved = [key for key in step.write if key not in failed]
+    step = affinities.step(now | _threads(root, record), record, isolated, others, sysfs.possible(root))
+    _keep(root, step.before | unseen)
+    failed = frozenset(key for key, cpus in step.write.items() if not _write(key, masks.get(key, ""), cpus))
+    _keep(root, step.done(failed, record) | unseen)
     names = dict(_names(root))
-    return [told for key in moved if (told := _told(key, names))]
+    return [told for key in step.write if key not in failed and (told := _told(key, names))]
 
 
-def _is_hidden(root: str, key: str, masks: Mapping[str, str]) -> bool:
-    """Whether it is of an interface that may only not be seen from here: the supervisor has a network of its own."""
-    if key in masks or not key.startswith(_STEERING):
-        return False
+def _sees_links(root: str) -> bool:
+    """Whether the host's interfaces are to be seen from here: the supervisor has a network of its own."""
     here, there = (f"{root}/proc/{who}/ns/net" for who in ("self", "1"))
     try:
-        return os.stat(here).st_ino != os.stat(there).st_ino
+        return os.stat(here).st_ino == os.stat(there).st_ino
     except OSError:
-        return False
+        return True
 
 
 def _told(key: str, names: Mapping[int, str]) -> str:
@@ -111,14 +105,23 @@ def _masks(root: str) -> Iterator[tuple[str, str]]:
                 yield f"{_STEERING}{link}/{queue}", f"{root}/sys/class/net/{link}/queues/{queue}/rps_cpus"
 
 
-def _threads(root: str) -> Iterator[tuple[str, frozenset[int]]]:
-    """The masks of the kernel's own threads that can be moved, by keys that tell who has the number later."""
+def _threads(root: str, record: Mapping[str, Borrowed]) -> dict[str, frozenset[int]]:
+    """The masks of the kernel's own threads that can be moved, by keys that tell who has the number later.
+
+    Where partitions move them, only those that are in the record once they have been looked at.
+    """
     kind = THREAD if kernel.has_partitions() else WORKER
-    for pid in filter(str.isdecimal, _listed(f"{root}/proc")):
-        found = proc.stat(f"{root}/proc/{pid}")
-        movable = found and found.kernel and not found.bound and len(found.name.split()) == 1
-        if found and movable and (cpus := proc.allowed(f"{root}/proc/{pid}")):
-            yield f"{kind}{pid}/{found.name}", cpus
+    if kind == THREAD and LOOKED in record:
+        pids = [key.split("/")[1] for key in record if key.startswith(THREAD) and key != LOOKED]
+    else:
+        pids = list(filter(str.isdecimal, _listed(f"{root}/proc")))
+    found = {}
+    for pid in pids:
+        thread = proc.stat(f"{root}/proc/{pid}")
+        movable = thread and thread.kernel and not thread.bound and len(thread.name.split()) == 1
+        if thread and movable and (cpus := proc.allowed(f"{root}/proc/{pid}")):
+            found[f"{kind}{pid}/{thread.name}"] = cpus
+    return found
 
 
 def _listed(directory: str) -> list[str]:

@@ -6,11 +6,12 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 
-from kvmsup.effects import partition, pin, proc
+from kvmsup.effects import kernel, partition, pin, proc
 from kvmsup.errors import HostError, KvmsupError
 from kvmsup.model.claim import Claim
 from kvmsup.records import NamedTuple
@@ -38,8 +39,15 @@ _LEAST_NANOSECONDS = 5_000
 
 def listen(root: str, claim: Claim, vcpus: Mapping[int, int], seconds: float) -> list[Noise]:
     """Run such a loop on each isolated CPU at once; `vcpus` are the threads by CPU. Raises HostError."""
-    loops = [_begin(root, claim, cpu, vcpus.get(cpu, 0), seconds) for cpu in sorted(claim.isolated)]
-    return [_end(*loop) for loop in loops]
+    if not kernel.has_partitions():
+        raise HostError("on this kernel nobody can get to the isolated CPUs to listen there", "Linux 6.7 or newer")
+    left = dict(_begin(root, claim, cpu, vcpus.get(cpu, 0), seconds) for cpu in sorted(claim.isolated))
+    try:
+        return [_end(pid, left.pop(pid)) for pid in list(left)]
+    finally:
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _begin(root: str, claim: Claim, cpu: int, vcpu: int, seconds: float) -> tuple[int, int]:
@@ -50,12 +58,20 @@ def _begin(root: str, claim: Claim, cpu: int, vcpu: int, seconds: float) -> tupl
         os.close(writing)
         return pid, reading
     with suppress(BaseException):
+        _end_with_parent()
         try:
             told = json.dumps(_listen(root, claim, cpu, vcpu, seconds))
         except KvmsupError as error:
             told = json.dumps(error.what)
         os.write(writing, told.encode())
     os._exit(0)
+
+
+def _end_with_parent() -> None:
+    """Whatever ends who has asked, nobody listens any longer (PR_SET_PDEATHSIG(2const))."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, ctypes.c_ulong(signal.SIGKILL))
 
 
 def _end(pid: int, reading: int) -> Noise:

@@ -45,15 +45,38 @@ def build(root: str, claim: Claim, pid: int) -> None:
 
     Raises HostError with the kernel's reason.
     """
+    cpus = cpulist.render(claim.isolated)
+    try:
+        _divide(root, claim, pid)
+        _isolate(root, claim, cpus)
+        wrong = amiss(root, claim)
+    except OSError as error:
+        wrong = f"{error.filename}: {error.strerror}"
+    except HostError as error:
+        wrong = error.what
+    if wrong:
+        raise HostError(f"CPU {cpus} cannot be isolated: {wrong}", _HINT, "not-isolated")
+
+
+# Who has them may also have nothing else: then the kernel takes them from nobody.
+_HINT = "grep . -r /sys/fs/cgroup --include=cpuset.cpus --include=cpuset.cpus.exclusive shows who has which CPUs"
+
+
+def _divide(root: str, claim: Claim, pid: int) -> None:
+    """Have QEMU in a group of its own in the unit, and in that a threaded one. Raises OSError and HostError."""
     unit, qemu, vcpu = (place(root, claim) for place in (_unit, _qemu, _vcpu))
-    _make(qemu)
+    os.makedirs(qemu, exist_ok=True)
     files.write_attribute(f"{qemu}/cgroup.procs", str(pid))
     files.write_attribute(f"{unit}/cgroup.subtree_control", "+cpuset")
-    _make(vcpu)
+    os.makedirs(vcpu, exist_ok=True)
     if files.read(f"{vcpu}/cgroup.type") != "threaded":
         files.write_attribute(f"{vcpu}/cgroup.type", "threaded")
     files.write_attribute(f"{qemu}/cgroup.subtree_control", "+cpuset")
-    cpus = cpulist.render(claim.isolated)
+
+
+def _isolate(root: str, claim: Claim, cpus: str) -> None:
+    """Make a partition of the threaded group. Raises OSError and HostError."""
+    unit, qemu, vcpu = (place(root, claim) for place in (_unit, _qemu, _vcpu))
     if files.read(f"{vcpu}/{_PARTITION}") != "member":
         files.write_attribute(f"{vcpu}/{_PARTITION}", "member")
     with _slices(root) as slices:
@@ -63,28 +86,14 @@ def build(root: str, claim: Claim, pid: int) -> None:
         files.write_attribute(f"{place}/{_EXCLUSIVE}", cpus)
     files.write_attribute(f"{vcpu}/cpuset.cpus", cpus)
     files.write_attribute(f"{vcpu}/{_PARTITION}", _ISOLATED)
-    if wrong := amiss(root, claim):
-        raise HostError(f"CPU {cpus} cannot be isolated: {wrong}", _hint(wrong), "not-isolated")
-
-
-def _hint(wrong: str) -> str:
-    if "exclusive" in wrong or "not available" in wrong:
-        return "grep . -r /sys/fs/cgroup --include=cpuset.cpus.exclusive shows who else has CPUs to himself"
-    return ""
-
-
-def _make(directory: str) -> None:
-    try:
-        os.mkdir(directory)
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise HostError(f"{directory}: cannot be made: {error.strerror}") from None
 
 
 @contextlib.contextmanager
 def _slices(root: str) -> Iterator[dict[str, frozenset[int]]]:
-    """The slices above guests, with the CPUs that each may give away; nobody else changes that meanwhile."""
+    """The slices above guests, with the CPUs that each may give away; nobody else changes that meanwhile.
+
+    Raises OSError where there is none.
+    """
     above = f"{root}/sys/fs/cgroup/kvm.slice"
     descriptor = os.open(above, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -100,7 +109,7 @@ def _grant(place: str, cpus: frozenset[int]) -> None:
 
 
 # The kernel takes partitions apart behind the removal of their groups.
-_LOOKS_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+_LOOKS_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
 def ended(root: str, claim: Claim) -> bool:
@@ -121,7 +130,7 @@ def settle(root: str, claims: Collection[Claim]) -> None:
             for place, granted in reversed(slices.items()):
                 if not granted <= wanted:
                     _grant(place, granted & wanted)
-    except FileNotFoundError:
+    except OSError:
         pass  # no guest is left
 
 

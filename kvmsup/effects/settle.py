@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from kvmsup import cpulist
-from kvmsup.effects import claims, fence, kernel, pin, qmp, sysfs, threads
+from kvmsup.effects import claims, fence, kernel, pin, proc, qmp, sysfs, threads
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from kvmsup.plan import duties
@@ -57,7 +57,8 @@ def _isolated(root: str, claim: Claim, pid: int) -> Iterator[str]:
         partition.build(root, claim, pid)
         yield f"CPU {cpulist.render(claim.isolated)} is isolated again: {wrong}"
     except HostError as error:
-        yield str(error)
+        if not proc.has_ended(pid):
+            yield str(error)
 
 
 def resume(root: str, name: str, pid: int) -> bool:

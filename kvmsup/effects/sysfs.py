@@ -34,6 +34,11 @@ def present(root: str) -> frozenset[int]:
     return _numbers(f"{root}/sys/devices/system/cpu/present")
 
 
+def possible(root: str) -> frozenset[int]:
+    """Those that could ever be there, in a socket that is empty now. Raises HostError."""
+    return _optional(f"{root}/sys/devices/system/cpu/possible") or present(root)
+
+
 def topology(root: str) -> Topology:
     """The topology below `root`. Raises HostError when the kernel's files are not what its documentation says."""
     cpu = f"{root}/sys/devices/system/cpu"

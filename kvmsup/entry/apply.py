@@ -173,6 +173,7 @@ class _Reload:
         masks.settle(self.root, [*self.others, self.claim])
         if kernel.has_partitions() and partition.amiss(self.root, self.claim):
             partition.build(self.root, self.claim, self.pid)
+            partition.settle(self.root, [*self.others, self.claim])
 
     def _claim(self, claim: Claim) -> None:
         claims.write(self.root, claim)

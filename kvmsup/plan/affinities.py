@@ -12,40 +12,56 @@ Cpus = frozenset[int]
 DEFAULT, IRQ = "default", "irq/"
 # Those of the kernel's own threads: THREAD where partitions move them, WORKER where nobody else does.
 THREAD, WORKER = "thread/", "worker/"
+# In the record once threads have been looked at before there was a partition.
+LOOKED = f"{THREAD}looked"
 
 
 class Borrowed(NamedTuple):
-    """A mask as it was `found`, and what of `ours` may stand there: before a change is done, both."""
+    """A mask as it was `found`, and what of `ours` may stand there: until a change is done, both."""
 
     found: Cpus
     ours: tuple[Cpus, ...]
 
 
 class Step(NamedTuple):
-    """The record as it should be written down first, and then the masks to write."""
+    """The record to write down first, then the masks to write, and the record once that is done."""
 
-    record: dict[str, Borrowed]
+    before: dict[str, Borrowed]
     write: dict[str, Cpus]
+    after: dict[str, Borrowed]
+
+    def done(self, failed: frozenset[str], record: Mapping[str, Borrowed]) -> dict[str, Borrowed]:
+        """The record when the masks of `failed` could not be written, which had been `record` before.
+
+        What was never ours is the kernel's own; what was is still to be put back.
+        """
+        return {
+            **{key: one for key, one in self.after.items() if key not in failed},
+            **{key: record[key] for key in failed if key in record},
+        }
 
 
 def step(now: Mapping[str, Cpus], record: Mapping[str, Borrowed], isolated: Cpus, others: Cpus, every: Cpus) -> Step:
     """What makes the masks of `now` keep off `isolated`; one that would be empty becomes `others`.
 
-    A mask that is neither ours nor as it was found is somebody else's since, and is what is found from then on.
+    `every` are all CPUs that there could be. A mask that is neither ours nor as it was found is somebody else's since,
+    and is what is found from then on.
     """
     threads = {key: cpus for key, cpus in now.items() if key.startswith(THREAD)}
-    kept, write = _threads(threads, record, isolated, every)
+    found = _threads(threads, record, isolated, every)
     now = {key: cpus for key, cpus in now.items() if key not in threads}
     born = _away(_found(DEFAULT, now[DEFAULT], record), isolated, others) if DEFAULT in now else None
     for key, cpus in now.items():
-        found = _found(key, cpus, record)
-        wanted = _away(found, isolated, others)
+        was = _found(key, cpus, record)
+        wanted = _away(was, isolated, others)
         if wanted != cpus:
-            write[key] = wanted
-        if wanted != found or (isolated and key.startswith(IRQ) and cpus == born):
-            # What was like our default all along is told from what will be born with it.
-            kept[key] = Borrowed(found, tuple(dict.fromkeys((cpus, wanted) if cpus != found else (wanted,))))
-    return Step(kept, write)
+            found.write[key] = wanted
+        # What was like our default all along is told from what will be born with it.
+        if wanted != was or (isolated and key.startswith(IRQ) and cpus == born):
+            found.after[key] = Borrowed(was, (wanted,))
+        if key in found.write or key in found.after:
+            found.before[key] = Borrowed(was, tuple(dict.fromkeys((cpus, wanted) if cpus != was else (wanted,))))
+    return found
 
 
 def _threads(now: Mapping[str, Cpus], record: Mapping[str, Borrowed], isolated: Cpus, every: Cpus) -> Step:
@@ -53,21 +69,25 @@ def _threads(now: Mapping[str, Cpus], record: Mapping[str, Borrowed], isolated: 
 
     So those that were not are known from before the first partition, and are put back after the last.
     """
-    if not isolated:
-        ours = {key: record[key] for key in now if key in record}
-        return Step({}, {key: one.found for key, one in ours.items() if now[key] in one.ours})
-    if record:
-        return Step({key: record[key] for key in now if key in record}, {})
-    return Step({key: Borrowed(cpus, (every,)) for key, cpus in now.items() if cpus != every}, {})
+    if LOOKED in record:
+        kept = {key: record[key] for key in record if key == LOOKED or key in now}
+    else:
+        kept = {key: Borrowed(cpus, (every,)) for key, cpus in now.items() if cpus != every}
+        kept[LOOKED] = Borrowed(every, (every,))
+    if isolated:
+        return Step(dict(kept), {}, dict(kept))
+    ours = {key: one for key, one in kept.items() if key in record and now.get(key) in one.ours}
+    return Step(dict(ours), {key: one.found for key, one in ours.items()}, {})
 
 
 def _found(key: str, cpus: Cpus, record: Mapping[str, Borrowed]) -> Cpus:
     """What was there before us, of a mask that is `cpus` now."""
-    if key in record:
-        return record[key].found if cpus in record[key].ours else cpus
+    if key in record and cpus in record[key].ours:
+        return record[key].found
     default = record.get(DEFAULT)
     if default and key.startswith(IRQ) and cpus in default.ours:
-        return default.found  # born since
+        # Born since, perhaps with the number of one that is gone.
+        return default.found
     return cpus
 
 

@@ -36,8 +36,6 @@ def _setup(guest: Guest, source: str, loaded: str) -> str:
         "[Service]",
         f"Environment={agreed.LOADED}={loaded}",
         *_patience(agreed.SETUP_SECONDS, agreed.reserved_seconds(guest)),
-        # Packet steering goes off isolated CPUs, and comes back (net/core/net-sysfs.c, store_rps_map).
-        *(["CapabilityBoundingSet=CAP_NET_ADMIN"] if guest.placement.isolate else []),
         "",
         *agreed.outline_section(guest),
     ]

@@ -23,14 +23,16 @@ class Host:
         self.masks = dict(masks)
         self.record: dict[str, Borrowed] = {}
 
-    def settle(self, isolated: Cpus, *, killed: int | None = None) -> None:
-        """Bring all to `isolated`; `killed` after so many writes, with the record written down."""
+    def settle(self, isolated: Cpus, *, killed: int | None = None, refused: frozenset[str] = frozenset()) -> None:
+        """Bring all to `isolated`; `killed` after so many writes, with the record as it is written first."""
         found = step(self.masks, self.record, isolated, OTHERS - isolated, EVERY)
-        self.record = found.record if isolated or killed is None else found.record | self.record
+        before, self.record = self.record, found.before
         for count, (key, cpus) in enumerate(found.write.items()):
             if count == killed:
                 return
-            self.masks[key] = cpus
+            if key not in refused:
+                self.masks[key] = cpus
+        self.record = found.done(refused & found.write.keys(), before)
 
 
 @given(MASKS, st.lists(ISOLATED, max_size=4))
@@ -46,15 +48,41 @@ def test_all_is_as_it_was_after_any_guests(masks: dict[str, Cpus], guests: list[
     assert host.record == {}
 
 
-@given(MASKS, ISOLATED, st.integers(0, 6))
-def test_a_kill_in_the_middle_is_made_good_by_the_next(masks: dict[str, Cpus], isolated: Cpus, after: int) -> None:
+@given(MASKS, st.lists(st.tuples(ISOLATED, st.none() | st.integers(0, 6)), max_size=5))
+def test_a_kill_in_the_middle_is_made_good_by_the_next(
+    masks: dict[str, Cpus], steps: list[tuple[Cpus, int | None]]
+) -> None:
+    """Whatever guests came and went, and wherever somebody was killed over it."""
     host = Host(masks)
-    host.settle(isolated, killed=after)
-    host.settle(isolated)
-    assert all(not cpus & isolated for cpus in host.masks.values())
-    host.settle(frozenset(), killed=after)
+    for isolated, killed in steps:
+        host.settle(isolated, killed=killed)
+        if killed is None:
+            assert all(not cpus & isolated for cpus in host.masks.values())
+    host.settle(frozenset(), killed=2)
     host.settle(frozenset())
     assert host.masks == masks
+
+
+@given(MASKS, ISOLATED, ISOLATED, st.frozensets(KEYS))
+def test_what_the_kernel_refuses_is_still_put_back_later(
+    masks: dict[str, Cpus], isolated: Cpus, more: Cpus, refused: frozenset[str]
+) -> None:
+    host = Host(masks)
+    host.settle(isolated)
+    host.settle(isolated | more, refused=refused)
+    host.settle(frozenset(), refused=refused)
+    host.settle(frozenset())
+    assert host.masks == masks
+    assert host.record == {}
+
+
+def test_a_number_that_another_interrupt_has_now() -> None:
+    host = Host({DEFAULT: EVERY, "irq/24": frozenset((2, 3))})
+    host.settle(frozenset((2, 3)))
+    assert host.masks["irq/24"] == OTHERS
+    host.masks["irq/24"] = host.masks[DEFAULT]
+    host.settle(frozenset())
+    assert host.masks == {DEFAULT: EVERY, "irq/24": EVERY}
 
 
 @given(MASKS, ISOLATED, ISOLATED, KEYS, CPUS)
@@ -96,13 +124,26 @@ def test_one_that_was_like_our_default_all_along_is_left_so() -> None:
 
 def test_the_kernels_threads_are_put_back_when_the_last_partition_has_gone() -> None:
     """The kernel moves them by itself, and forgets where they were: those on one node's CPUs, such as kswapd."""
-    kswapd, kthreadd = "thread/82/kswapd0", "thread/2/kthreadd"
+    kswapd, kthreadd, late = "thread/82/kswapd0", "thread/2/kthreadd", "thread/900/late"
     host = Host({kswapd: frozenset(range(4)), kthreadd: EVERY})
+    host.record = {"rps/eth0/rx-0": Borrowed(EVERY, (OTHERS,))}  # of an interface that is not to be seen
     host.settle(frozenset((2, 3)))
-    assert host.record == {kswapd: Borrowed(frozenset(range(4)), (EVERY,))}
-    host.masks = dict.fromkeys(host.masks, EVERY - {2, 3})  # as the kernel does
+    assert host.record[kswapd] == Borrowed(frozenset(range(4)), (EVERY,))
+    assert kthreadd not in host.record
+    host.masks = dict.fromkeys((*host.masks, late), EVERY - {2, 3})  # as the kernel does
     host.settle(frozenset((2, 3, 6)))
+    assert late not in host.record
     host.masks = dict.fromkeys(host.masks, EVERY)
     host.settle(frozenset())
-    assert host.masks == {kswapd: frozenset(range(4)), kthreadd: EVERY}
+    assert host.masks == {kswapd: frozenset(range(4)), kthreadd: EVERY, late: EVERY}
     assert host.record == {}
+
+
+def test_on_older_kernels_each_of_its_threads_is_moved_when_it_is_in_the_way() -> None:
+    first, second = "worker/82/kswapd0", "worker/83/kswapd1"
+    host = Host({first: frozenset(range(4)), second: frozenset(range(4, 8))})
+    host.settle(frozenset((2, 3)))
+    host.settle(frozenset((2, 3, 4, 5)))
+    assert host.masks == {first: frozenset((0, 1)), second: frozenset((6, 7))}
+    host.settle(frozenset())
+    assert host.masks == {first: frozenset(range(4)), second: frozenset(range(4, 8))}

@@ -149,12 +149,15 @@ def test_who_sees_no_links_leaves_their_masks_for_the_next(root: str) -> None:
     masks.settle(root, [isolated("2", "3")])
     queue = Path(f"{root}/sys/class/net/eth0")
     queue.rename(f"{root}/eth0")
+    trees.write(root, "/sys/class/net/lo/queues/rx-0/rps_cpus", "0")  # its own
     for who, network in (("self", "a"), ("1", "b")):
         trees.write(root, f"/proc/{who}/ns/net", network)
     masks.settle(root, [])
     assert Path(f"{root}/run/kvmsup/masks.found").read_text() == "rps/eth0/rx-0 2-3 0-1\n"
     assert trees.read(root, "/proc/irq/24/smp_affinity_list") == "2-3"
     Path(f"{root}/eth0").rename(queue)
+    Path(f"{root}/proc/1/ns/net").unlink()
+    Path(f"{root}/proc/1/ns/net").hardlink_to(f"{root}/proc/self/ns/net")
     masks.settle(root, [])
     assert trees.read(root, "/sys/class/net/eth0/queues/rx-0/rps_cpus") == "0000000c"
     assert not Path(f"{root}/run/kvmsup/masks.found").exists()
