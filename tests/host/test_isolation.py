@@ -69,6 +69,13 @@ def still_ours(host: Host) -> str:
     return host.run(f"ls -d {places} 2>/dev/null; {kept} 2>/dev/null", check=False).stdout
 
 
+def calm(host: Host) -> None:
+    """The supervisor looks at a guest a second after its start, and would mend what somebody has changed by then."""
+    count = "grep ^voluntary /proc/$(systemctl show -P MainPID kvmsup)/status"
+    host.run("sleep 2")
+    host.wait_for(f'before=$({count}); sleep 3; [ "$before" = "$({count})" ]', timeout=90)
+
+
 def partition(host: Host, name: str) -> tuple[str, str]:
     place = f"{CGROUP.format(name)}/vcpu"
     return host.read(f"{place}/cpuset.cpus.partition").strip(), host.read(f"{place}/cpuset.cpus.effective").strip()
@@ -200,10 +207,26 @@ def test_who_else_wants_to_run_there_is_turned_away(quiet: Host) -> None:
     guests.kill(quiet, "rt")
 
 
+def test_the_host_keeps_a_housekeeping_cpu(quiet: Host) -> None:
+    """All that its file names are offline, so that the guest could have any."""
+    quiet.put(b'[cpu]\nhousekeeping = "1"\n', "/etc/kvmsup.toml")
+    quiet.run("systemctl daemon-reload; echo 0 > /sys/devices/system/cpu/cpu1/online")
+    try:
+        assert guests.start(quiet, "rt", check=False).rc == 1
+        said = guests.said(quiet, "rt")
+        assert "isolated the host would have no housekeeping CPU that is online" in said
+        assert "hint: bring one online, or set cpu.housekeeping in /etc/kvmsup.toml" in said
+    finally:
+        quiet.run("echo 1 > /sys/devices/system/cpu/cpu1/online; rm /etc/kvmsup.toml; systemctl daemon-reload")
+    guests.released(quiet, "rt")
+    quiet.run("systemctl reset-failed 'kvm*'", check=False)
+    assert still_ours(quiet) == ""
+
+
 def test_what_somebody_moves_meanwhile_is_told_and_stays(quiet: Host) -> None:
     before = masks(quiet)
     start(quiet)
-    quiet.run("sleep 4")  # the supervisor looks at a guest that has started a second later, and would mend it
+    calm(quiet)
     quiet.run("echo 2-4 > /proc/irq/9/smp_affinity_list")
     told = guests.kvmsup(quiet, "verify", check=False)["differences"]
     assert [(one["what"], one["wanted"], one["actual"]) for one in told] == [
@@ -231,7 +254,9 @@ def test_a_cpu_goes_and_comes_back(quiet: Host) -> None:
     """The partition has it again, and its vCPU with it; another vCPU's CPU is never shared meanwhile."""
     process = start(quiet)
     quiet.run("echo 0 > /sys/devices/system/cpu/cpu3/online")
-    quiet.wait_for(f"taskset -apc {process} | grep -c '0,1$' | grep -q {len(guests.allowed(quiet, process)) - 1}")
+    quiet.wait_for(
+        f"taskset -apc {process} | grep -c '0,1$' | grep -q {len(guests.allowed(quiet, process)) - 1}", timeout=60
+    )
     quiet.run("echo 1 > /sys/devices/system/cpu/cpu3/online")
     status = f"grep -l 'CPU 1/KVM' /proc/{process}/task/*/comm | cut -d/ -f5"
     quiet.wait_for(f"grep -q 'Cpus_allowed_list:.3$' /proc/{process}/task/$({status})/status", timeout=60)
@@ -361,7 +386,8 @@ def test_where_the_kernel_has_no_partition_in_a_unit_the_host_is_fenced_off(quie
     assert allowed_cpus(quiet) == ["0-5", "1-7", "0-7"]
     assert still_ours(quiet) == f"{CONTROL}/user.slice.d/50-AllowedCPUs.conf\n"
     guests.start(quiet, "rt")
-    quiet.run("sleep 4; systemctl set-property --runtime init.scope AllowedCPUs=0-6")
+    calm(quiet)
+    quiet.run("systemctl set-property --runtime init.scope AllowedCPUs=0-6")
     guests.kill(quiet, "rt")
     assert allowed_cpus(quiet) == ["0-5", "1-7", "0-6"]
     for unit in ("init.scope", "user.slice", "system.slice"):
