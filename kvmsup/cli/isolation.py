@@ -20,12 +20,11 @@ _NAMED = 5
 
 def describe(root: str, claim: Claim, threads: Sequence[observe.Thread], seconds: float) -> dict[str, Any]:
     """All of it for programs; noise only where that is to be listened to, for so many seconds. Raises KvmsupError."""
-    whole = kernel.has_partitions()
     found = intrusions.since_start(root, claim)
     return {
         "cpus": cpulist.render(claim.isolated),
-        "partition": whole,
-        "amiss": partition.amiss(root, claim) if whole else "",
+        "partition": kernel.has_partitions(),
+        "amiss": partition.amiss(root, claim),
         "stuck": [one._asdict() for one in masks.stuck(root, claim.isolated)],
         "ran": None if found is None else [one._asdict() for one in found],
         "noise": _noise(root, claim, threads, seconds) if seconds else None,

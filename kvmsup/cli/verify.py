@@ -104,7 +104,7 @@ def _isolation(root: str, claim: Claim) -> Iterator[Difference]:
     from kvmsup.effects import masks, partition  # few guests are isolated
 
     cpus = f"CPU {cpulist.render(claim.isolated)}"
-    if kernel.has_partitions() and (wrong := partition.amiss(root, claim)):
+    if wrong := partition.amiss(root, claim):
         yield Difference(claim.guest, cpus, "isolated", wrong, _RELOAD)
     for told in masks.astray(root, claim.isolated):
         yield Difference(claim.guest, told, f"not on {cpus}", "may come there", _MASKS)

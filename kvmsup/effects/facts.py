@@ -15,7 +15,6 @@ from kvmsup.effects import (
     configs,
     hugepages,
     intrusions,
-    kernel,
     kvmfacts,
     masks,
     partition,
@@ -89,9 +88,8 @@ def _cpus(root: str, guests: Mapping[str, Claim]) -> Cpus:
 
 def _isolated(root: str, claim: Claim) -> Isolated:
     ran = _attempt(lambda: intrusions.since_start(root, claim))
-    wrong = partition.amiss(root, claim) if kernel.has_partitions() else ""
     back = masks.astray(root, claim.isolated)
-    wrong = wrong or (f"somebody has moved {', '.join(back)} there again" if back else "")
+    wrong = partition.amiss(root, claim) or (f"somebody has moved {', '.join(back)} there again" if back else "")
     return Isolated(claim.guest, claim.isolated, None if ran is None else tuple(ran), wrong)
 
 

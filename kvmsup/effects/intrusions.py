@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 
-from kvmsup.effects import files, proc
+from kvmsup.effects import files, interrupts, proc
 from kvmsup.effects.claims import RUN
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
@@ -66,9 +65,9 @@ def since_start(root: str, claim: Claim) -> list[Intrusion] | None:
 def _counts(root: str, cpus: frozenset[int]) -> Counts:
     found: Counts = {}
     for kind, file in ((INTERRUPT, "interrupts"), (SOFTIRQ, "softirqs")):
-        for cpu, name, count in _table(f"{root}/proc/{file}"):
-            if cpu in cpus:
-                found[cpu, kind, name] = (name, count)
+        for row in interrupts.rows(f"{root}/proc/{file}"):
+            name = _name(row)
+            found |= {(cpu, kind, name): (name, count) for cpu, count in row.counts.items() if cpu in cpus}
     for pid in filter(str.isdecimal, os.listdir(f"{root}/proc")):
         thread = proc.stat(f"{root}/proc/{pid}")
         if thread and thread.kernel and thread.bound and thread.last_cpu in cpus:
@@ -76,23 +75,9 @@ def _counts(root: str, cpus: frozenset[int]) -> Counts:
     return found
 
 
-def _table(path: str) -> Iterator[tuple[int, str, int]]:
-    """The counts of a table with a column for each online CPU, by CPU and the row's name."""
-    try:
-        heads, *lines = files.read(path).splitlines()
-    except (OSError, ValueError):
-        return
-    cpus = [int(word.removeprefix("CPU")) for word in heads.split()]
-    for line in lines:
-        label, _, rest = line.partition(":")
-        words = rest.split()
-        if len(words) >= len(cpus):  # ERR and MIS are of all CPUs
-            name = _name(label.strip(), words[len(cpus) :])
-            yield from ((cpu, name, int(word)) for cpu, word in zip(cpus, words, strict=False) if word.isdecimal())
-
-
-def _name(label: str, words: list[str]) -> str:
-    """A device's interrupt is called by its drivers, after the controller and its number there; others in words."""
-    if not words:
-        return label
-    return f"{' '.join(words[2:]) or words[0]} ({label})" if label.isdecimal() else f"{' '.join(words)} ({label})"
+def _name(row: interrupts.Row) -> str:
+    """A device's interrupt is called by its drivers, or its controller where there is none; others in words."""
+    if not row.words:
+        return row.label
+    called = (row.device or row.words[0]) if row.label.isdecimal() else " ".join(row.words)
+    return f"{called} ({row.label})"

@@ -12,7 +12,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 
 from kvmsup import cpulist
-from kvmsup.effects import files, kernel, pin, proc, sysfs
+from kvmsup.effects import files, interrupts, kernel, pin, proc, sysfs
 from kvmsup.effects.claims import RUN
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
@@ -189,16 +189,7 @@ def _coming(root: str, cpus: frozenset[int]) -> Iterator[str]:
 
 def _names(root: str) -> Iterator[tuple[int, str]]:
     """What each interrupt is called by its drivers; none is at one that nobody uses."""
-    try:
-        lines = files.read(f"{root}/proc/interrupts").splitlines()
-    except OSError:
-        return
-    columns = len(lines[0].split()) if lines else 0
-    for line in lines[1:]:
-        number, _, rest = line.partition(":")
-        words = rest.split()[columns:]  # the controller, its own number, and then the devices
-        if number.strip().isdecimal() and len(words) > 2:
-            yield int(number), " ".join(words[2:])
+    yield from ((int(row.label), row.device) for row in interrupts.rows(f"{root}/proc/interrupts") if row.device)
 
 
 def _read(root: str) -> dict[str, Borrowed]:

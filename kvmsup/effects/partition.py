@@ -20,7 +20,7 @@ import time
 from collections.abc import Collection, Iterator
 
 from kvmsup import cpulist
-from kvmsup.effects import cgroup, files
+from kvmsup.effects import cgroup, files, kernel
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 
@@ -161,7 +161,9 @@ def visit(root: str, claim: Claim, pid: int) -> None:
 
 
 def amiss(root: str, claim: Claim) -> str:
-    """What is not as it should be about the partition of `claim`, "" while all is."""
+    """What is not as it should be about the partition of `claim`, "" while all is, and where the kernel has none."""
+    if not kernel.has_partitions():
+        return ""
     vcpu = _vcpu(root, claim)
     try:
         found = files.read(f"{vcpu}/{_PARTITION}")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 from kvmsup import cpulist
-from kvmsup.effects import claims, fence, kernel, pin, proc, qmp, sysfs, threads
+from kvmsup.effects import claims, fence, pin, proc, qmp, sysfs, threads
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from kvmsup.plan import duties
@@ -51,7 +51,7 @@ def _isolated(root: str, claim: Claim, pid: int) -> Iterator[str]:
     """Isolate its CPUs again where that has come undone, as when one was offline."""
     from kvmsup.effects import partition  # for guests that are isolated alone
 
-    if not kernel.has_partitions() or not (wrong := partition.amiss(root, claim)):
+    if not (wrong := partition.amiss(root, claim)):
         return
     try:
         partition.build(root, claim, pid)

@@ -171,7 +171,7 @@ class _Reload:
         from kvmsup.effects import masks, partition  # for guests that are isolated alone
 
         masks.settle(self.root, [*self.others, self.claim])
-        if kernel.has_partitions() and partition.amiss(self.root, self.claim):
+        if partition.amiss(self.root, self.claim):
             partition.build(self.root, self.claim, self.pid)
             partition.settle(self.root, [*self.others, self.claim])
 
