@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from kvmsup import cpulist
-from kvmsup.model.hostfacts import Facts, Isolated, Stray
+from kvmsup.model.hostfacts import Facts, Intrusion, Isolated, Stray
 from kvmsup.model.topology import Topology
 from kvmsup.plan.finding import Finding, fail, ok, unknown, values, warn
 
@@ -169,15 +169,26 @@ def _isolated_guest(one: Isolated) -> Finding:
         return warn(
             "isolated guests", f"CPU {cpus} of {one.guest}: {one.amiss}", f"{fix}systemctl restart kvm@{one.guest}"
         )
+    told = "not counted" if one.ran is None else _ran(one.ran)
+    always = f"isolcpus={cpus} nohz_full={cpus} on the kernel's command line, for good, would leave fewer"
+    return ok("isolated guests", f"CPU {cpus} of {one.guest}: {told}; {always}")
+
+
+def _ran(ran: Sequence[Intrusion]) -> str:
+    """How much ran there in all, and on each CPU what ran most often."""
     times = Counter({kind: 0 for kind in ("interrupt", "softirq", "thread")})
-    for found in one.ran or ():
+    by_cpu: dict[int, list[Intrusion]] = {}
+    for found in ran:
         times[found.kind] += found.times
+        by_cpu.setdefault(found.cpu, []).append(found)
     told = ", ".join(f"{_counted(times[kind], kind)}" for kind in ("interrupt", "softirq"))
     told += f", and {_counted(times['thread'], 'switch')} to the kernel's own threads since it started"
-    always = f"isolcpus={cpus} nohz_full={cpus} on the kernel's command line, for good, would leave fewer"
-    return ok(
-        "isolated guests", f"CPU {cpus} of {one.guest}: {told if one.ran is not None else 'not counted'}; {always}"
-    )
+    for cpu, there in by_cpu.items():
+        most = sorted(there, key=lambda found: (-found.times, found.name))
+        named = ", ".join(f"{found.name} {found.times}" for found in most[:_NAMED])
+        more = f" and {len(most) - _NAMED} more" if len(most) > _NAMED else ""
+        told += f"; on CPU {cpu} {named}{more}"
+    return told
 
 
 def _boot_with(numbers: frozenset[int]) -> str:

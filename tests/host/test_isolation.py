@@ -297,6 +297,8 @@ def test_what_ran_there_and_how_quiet_it_is_are_told(quiet: Host) -> None:
     area = [one for one in guests.kvmsup(quiet, "host", check=False)["findings"] if one["what"] == "isolated guests"]
     assert [one["verdict"] for one in area] == ["ok"]
     assert area[0]["told"].startswith("CPU 2-3 of rt: ")
+    assert "; on CPU 2 " in area[0]["told"] and "; on CPU 3 " in area[0]["told"]
+    assert "isolcpus=2-3 nohz_full=2-3 on the kernel's command line" in area[0]["told"]
     guests.kill(quiet, "rt")
 
 

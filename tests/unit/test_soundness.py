@@ -450,7 +450,13 @@ def test_isolated_cpus_that_keep_their_callbacks(tmp_path: Path) -> None:
 def test_what_ran_on_the_cpus_that_a_guest_has_isolated(tmp_path: Path) -> None:
     make("amd", tmp_path)
     base = read(tmp_path)
-    ran = (Intrusion(2, "interrupt", "x", 7), Intrusion(3, "interrupt", "x", 1), Intrusion(3, "thread", "x", 1))
+    several = (Intrusion(3, "softirq", name, 0) for name in ("c", "d"))
+    ran = (
+        Intrusion(2, "interrupt", "x", 7),
+        Intrusion(3, "interrupt", "y", 1),
+        Intrusion(3, "thread", "z/3", 1),
+        *several,
+    )
     guests = (
         Isolated("a", frozenset((2, 3)), ran, ""),
         Isolated("b", frozenset((1,)), None, ""),
@@ -463,6 +469,7 @@ def test_what_ran_on_the_cpus_that_a_guest_has_isolated(tmp_path: Path) -> None:
         (
             "ok",
             "CPU 2-3 of a: 8 interrupts, 0 softirqs, and 1 switch to the kernel's own threads since it started;"
+            " on CPU 2 x 7; on CPU 3 y 1, z/3 1, c 0 and 1 more;"
             f" isolcpus=2-3 nohz_full=2-3 {always}",
             "",
         ),
