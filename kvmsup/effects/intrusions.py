@@ -11,10 +11,10 @@ import json
 import os
 
 from kvmsup.effects import files, interrupts, proc
-from kvmsup.effects.claims import RUN
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from kvmsup.model.hostfacts import Intrusion
+from kvmsup.plan.paths import ISOLATED
 
 INTERRUPT, SOFTIRQ, THREAD = "interrupt", "softirq", "thread"
 
@@ -24,7 +24,7 @@ Counts = dict[tuple[int, str, str], tuple[str, int]]
 
 
 def _path(root: str, guest: str) -> str:
-    return f"{root}{RUN}/isolated/{guest}"
+    return f"{root}{ISOLATED}/{guest}"
 
 
 def remember(root: str, claim: Claim) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The systemd generator: /etc/kvmsup/*.toml → drop-ins. Runs at boot and at every daemon-reload of the host.
 
-It reads only /etc/kvmsup* and writes only below the directory it is given: no probing, no D-Bus, no subprocess
-(systemd.generator(7)). A file that is wrong costs its own guest its drop-ins; that guest's start then fails with the
+It reads only /etc/kvmsup*, and which guests run isolated, and writes only below the directory it is given: no probing,
+no D-Bus, no subprocess (systemd.generator(7)). A file that is wrong costs its own guest its drop-ins; that guest's start then fails with the
 very same findings. No TOML can keep another guest, or the host, from booting.
 """
 
@@ -15,7 +15,7 @@ from kvmsup.effects import configs, files
 from kvmsup.errors import ConfigError, HostError, KvmsupError
 from kvmsup.model import config
 from kvmsup.model.guest import NAME_RULE, Host, is_name
-from kvmsup.plan import agreed, dropin
+from kvmsup.plan import agreed, dropin, paths
 
 _PROGRAM = "kvmsup-generator"
 # systemd sets it (systemd.generator(7)); who runs this by hand looks for no answer in the journal.
@@ -47,7 +47,22 @@ def main(arguments: list[str], root: str = "") -> int:
         except Exception as error:  # a bug, which must not cost the other guests their drop-ins
             tell(KvmsupError(f"{configs.guest_file(name)}: kvmsup has a bug: {error!r}"), root, name)
             status = 1
+    for name in _isolated(root):
+        try:
+            for path, text in dropin.divided(name).items():
+                _write(f"{arguments[0]}/{path}", text)
+        except KvmsupError as error:
+            tell(error, root, name)
+            status = 1
     return status
+
+
+def _isolated(root: str) -> list[str]:
+    """The guests that run isolated."""
+    try:
+        return sorted(filter(is_name, os.listdir(root + paths.ISOLATED)))
+    except OSError:
+        return []
 
 
 def _host(content: bytes) -> Host:

@@ -19,3 +19,7 @@ def socket(guest: str, name: str) -> str:
 def seed(guest: str) -> str:
     """The path of the guest's cloud-init seed. It may hold secrets, so it is in memory and goes with the unit."""
     return f"{RUNTIME}/{guest}/seed.iso"
+
+
+# A file for each isolated guest that runs, by its name: what had run on its CPUs before it (effects/intrusions).
+ISOLATED = "/run/kvmsup/isolated"

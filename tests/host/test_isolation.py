@@ -181,6 +181,28 @@ def test_systemd_leaves_it_alone(quiet: Host) -> None:
     guests.kill(quiet, "rt")
 
 
+def test_its_file_may_change_and_go(quiet: Host) -> None:
+    """Invariant 6: the unit stays delegated while it is divided, so that it can be reloaded, and be stopped."""
+    process = start(quiet)
+    guests.configure(quiet, {"rt": ALONE.replace("isolate = true\n", "")})
+    quiet.run("systemctl reload kvm@rt", timeout=120)
+    assert "placement.isolate true → false, needs a restart" in guests.said(quiet, "rt")
+    quiet.run("mkdir -p /etc/systemd/system/kvm@.service.d")
+    quiet.put(b"[Service]\nTimeoutStopSec=12\n", "/etc/systemd/system/kvm@.service.d/impatient.conf")
+    quiet.run("rm /etc/kvmsup/rt.toml; systemctl daemon-reload")
+    assert (partition(quiet, "rt"), guests.pid(quiet, "rt")) == (("isolated", "2-3"), process)
+    assert guests.kvmsup(quiet, "verify")["ok"]
+    quiet.run("systemctl stop kvm@rt", timeout=120)
+    guests.released(quiet, "rt")
+    said = guests.said(quiet, "rt")
+    assert "cutting its power" in said  # it does not hear; what counts is that it was asked
+    assert "Failed to spawn" not in said
+    assert (isolated(quiet), still_ours(quiet)) == ("", "")
+    quiet.run("rm -r /etc/systemd/system/kvm@.service.d")
+    guests.configure(quiet, {"rt": ALONE})
+    assert quiet.run("systemctl cat kvm@rt").stdout.count("Delegate=cpuset") == 1
+
+
 def test_two_at_once_and_one_goes(quiet: Host) -> None:
     """The other one's idle sibling is isolated, too, and nothing of the first one's is touched."""
     start(quiet)

@@ -107,6 +107,18 @@ def test_generator_survives_its_own_bugs(
     assert sorted(os.listdir(f"{root}/out")) == ["kvm-setup@web.service.d", "kvm@web.service.d"]
 
 
+def test_generator_keeps_a_unit_delegated_while_its_guest_runs_isolated(tmp_path: Path) -> None:
+    """Whatever has become of its file: here it is gone."""
+    root, there = str(tmp_path), tmp_path / "run/kvmsup/isolated"
+    there.mkdir(parents=True)
+    for name in ("rt", "rt.77.part", "Not a name"):
+        (there / name).write_text("[]")
+    assert generator.main([f"{root}/normal"], root) == 0
+    written = [path for path in (tmp_path / "normal").rglob("*") if path.is_file()]
+    assert [str(path.relative_to(tmp_path)) for path in written] == ["normal/kvm@rt.service.d/40-kvmsup-isolated.conf"]
+    assert written[0].read_text().splitlines()[1:] == ["[Service]", "Delegate=cpuset"]
+
+
 def test_generator_cannot_write(root: str, capsys: pytest.CaptureFixture[str]) -> None:
     guest_file(root, "web").write_text(SOUND)
     Path(f"{root}/out").write_text("a file")
