@@ -2,8 +2,8 @@
 """The systemd generator: /etc/kvmsup/*.toml → drop-ins. Runs at boot and at every daemon-reload of the host.
 
 It reads only /etc/kvmsup*, and which guests run isolated, and writes only below the directory it is given: no probing,
-no D-Bus, no subprocess (systemd.generator(7)). A file that is wrong costs its own guest its drop-ins; that guest's start then fails with the
-very same findings. No TOML can keep another guest, or the host, from booting.
+no D-Bus, no subprocess (systemd.generator(7)). A file that is wrong costs its own guest its drop-ins; that guest's
+start then fails with the very same findings. No TOML can keep another guest, or the host, from booting.
 """
 
 from __future__ import annotations
