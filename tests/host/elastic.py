@@ -7,16 +7,18 @@ import json
 from typing import Any
 
 from tests.host import guests
+from tests.lab import still
 from tests.lab.errors import Result
 from tests.lab.host import Host
 
 # Shared, so that it can have more vCPUs than the host has CPUs.
-ELASTIC = """
+ELASTIC = f"""
 [machine]
 type = "pc-q35-7.2"
+kernel = "{still.PATH}"
 [cpu]
 vcpus = 2
-maxcpus = 32
+maxcpus = 64
 [placement]
 emulator = "0"
 [memory]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests import schema
+from tests.lab import still
 from tests.lab.errors import CommandTimeout, Result
 from tests.lab.host import Host
 
@@ -21,10 +22,11 @@ Entry = dict[str, Any]
 READY = "demo: ready"
 PAGES = "/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages"
 
-# Boots into the firmware and sits there: for everything that needs a QEMU but no guest that answers.
-TINY = """
+# For everything that needs a QEMU but no guest that answers.
+TINY = f"""
 [machine]
 type = "pc-q35-7.2"
+kernel = "{still.PATH}"
 [cpu]
 vcpus = 2
 [placement]
@@ -35,29 +37,20 @@ hugepages = "2M"
 """
 # So that the host keeps off its CPUs, too.
 ISOLATED = TINY.replace('"dedicated"', '"dedicated"\nisolate = true')
-SHARED = """
+SHARED = f"""
+[machine]
+type = "pc-q35-7.2"
+kernel = "{still.PATH}"
+[memory]
+size = "64M"
+"""
+# Looks for something to boot.
+FIRMWARE = """
 [machine]
 type = "pc-q35-7.2"
 [memory]
 size = "64M"
 """
-# A boot sector that stops the timer and halts for good: such a guest costs its host nothing. Firmware that finds
-# nothing to boot wakes up at every tick, which is a tenth of one of our emulated CPUs.
-STILL_IMAGE = "/var/lib/still.img"
-STILL = f"""
-[machine]
-type = "pc-q35-7.2"
-[memory]
-size = "64M"
-[disk.boot]
-path = "{STILL_IMAGE}"
-format = "raw"
-"""
-_HALT = bytes.fromhex(
-    "fa"  # cli
-    "b030 e643"  # mov al, 0x30; out 0x43, al: counter 0 of the 8254 waits for a count, and gets none
-    "f4 ebfd"  # hlt; jmp to it
-)
 # The demo guest's Linux, of which several run at once.
 LINUX = """
 [machine]
@@ -78,12 +71,6 @@ def configure(host: Host, texts: Mapping[str, str]) -> None:
     for name, text in texts.items():
         host.put(text.encode(), f"/etc/kvmsup/{name}.toml")
     host.run("systemctl daemon-reload")
-
-
-def install_still(host: Host) -> None:
-    """The image that STILL boots."""
-    host.put(_HALT.ljust(510, b"\0") + b"\x55\xaa", STILL_IMAGE)
-    host.run(f"truncate --size 1M {STILL_IMAGE}")
 
 
 def keep_supervisor(host: Host) -> None:

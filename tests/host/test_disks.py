@@ -37,10 +37,10 @@ path = "/srv/base.raw"
 format = "raw"
 read-only = true
 """
-BOOT = guests.SHARED + '[disk.root]\npath = "/root/boot.img"\nformat = "raw"\n'
+BOOT = guests.FIRMWARE + '[disk.root]\npath = "/root/boot.img"\nformat = "raw"\n'
 # Emulated: an emulating QEMU 10.0 ends when OVMF runs in a guest of the KVM that it emulates, 3 of 3 times (assertion
 # bql_locked() in tcg_handle_interrupt).
-UEFI = guests.SHARED.replace("[memory]", 'firmware = "uefi"\naccel = "tcg"\n[memory]').replace('"64M"', '"128M"')
+UEFI = guests.FIRMWARE.replace("[memory]", 'firmware = "uefi"\naccel = "tcg"\n[memory]').replace('"64M"', '"128M"')
 TYPED = "; ".join(
     [
         'for d in /sys/block/vd*; do echo "disk=${d##*/}/$(cat $d/serial)/$(cat $d/size)/$(cat $d/ro)"; done',

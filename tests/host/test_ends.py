@@ -118,7 +118,7 @@ def test_two_guests_share_one_pool_exactly(host: Host) -> None:
 
 
 def impatient(host: Host, *more: str) -> None:
-    """Firmware does not hear the power button: do not wait long for it."""
+    """Nobody hears the power button: do not wait long for it."""
     lines = ("[Service]", "TimeoutStopSec=12", *more, "")
     host.run(f"mkdir -p {DROPIN}")
     host.put("\n".join(lines).encode(), f"{DROPIN}/test.conf")

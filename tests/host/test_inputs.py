@@ -31,7 +31,7 @@ def odd(host: Host) -> Host:
     texts = {}
     for number, value in enumerate(ODD):
         machine = f'[machine]\nkernel = "/vmlinuz"\ncmdline = {toml_string(value)}\n'
-        texts[f"odd{number}"] = f"description = {toml_string(value)}\n{machine}" + guests.SHARED.replace(
+        texts[f"odd{number}"] = f"description = {toml_string(value)}\n{machine}" + guests.FIRMWARE.replace(
             "[machine]", ""
         )
     guests.configure(host, texts)

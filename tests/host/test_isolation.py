@@ -15,8 +15,7 @@ from tests.host import guests
 from tests.host.faults import inject
 from tests.lab.host import Host
 
-READ = guests.STILL.replace('format = "raw"', 'format = "raw"\nread-only = true')
-ALONE = READ.replace("[memory]", '[cpu]\nvcpus = 2\n[placement]\ncpus = "dedicated"\nisolate = true\n[memory]')
+ALONE = guests.ISOLATED.replace('hugepages = "2M"\n', "")
 ONE = ALONE.replace("vcpus = 2", "vcpus = 1").replace("isolate = true", 'isolate = true\nsmt = "isolate"\nnodes = "1"')
 OWN = frozenset((2, 3))
 CGROUP = "/sys/fs/cgroup/kvm.slice/kvm-dedicated.slice/kvm@{}.service/qemu"
@@ -36,7 +35,6 @@ MASKS = Path(__file__).with_name("masks.py")
 @pytest.fixture(scope="module")
 def quiet(host: Host) -> Iterator[Host]:
     """A host with packet steering on one queue, and with somebody who runs everywhere."""
-    guests.install_still(host)
     host.run("ip link add v0 type veth peer name v1; echo e > /sys/class/net/v0/queues/rx-0/rps_cpus")
     host.put(RESTLESS.encode(), "/root/restless.py")
     host.run("systemd-run --quiet --unit restless python3 /root/restless.py")

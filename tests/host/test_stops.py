@@ -21,7 +21,7 @@ with qmp.Monitor(f"/run/kvmsup/guests/demo/admin.qmp", int(sys.argv[1])) as moni
 
 @pytest.mark.parametrize("step", ["attach.verify", "attach.look-again"])
 def test_a_stop_during_the_start(host: Host, step: str) -> None:
-    """attach hangs: the stop wakes it up, and it ends QEMU. Firmware does not hear the button: patience is short."""
+    """attach hangs: the stop wakes it up, and it ends QEMU. Nobody hears the button: patience is short."""
     host.run("mkdir -p /run/systemd/system/kvm@tiny.service.d")
     lines = f"[Service]\nEnvironment=KVMSUP_FAULT={step}:stop\nTimeoutStopSec=16\n"
     host.put(lines.encode(), "/run/systemd/system/kvm@tiny.service.d/fault.conf")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cache, initramfs
+from . import cache, initramfs, still
 from .errors import LabError, LabUnavailable
 from .progress import Progress
 from .recipe import DISK_SIZE_MIB, FILES, MASKED, MASKED_GENERATORS, Recipe, agent_source
@@ -163,6 +163,7 @@ def _add_files(tree: Path) -> None:
         path = tree / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
+    (tree / still.PATH.lstrip("/")).write_bytes(still.kernel())
     units = tree / "etc/systemd/system"
     for unit in MASKED:
         (units / unit).unlink(missing_ok=True)

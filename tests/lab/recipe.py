@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cache
+from . import cache, still
 
 _PACKAGES = """
     systemd systemd-sysv udev dbus kmod procps util-linux iproute2 apt needrestart
@@ -112,7 +112,7 @@ class Recipe:
     def key(self) -> str:
         """Changes with whatever the built image depends on, except for the archive's own contents."""
         what = [self.suite, self.packages, MASKED, MASKED_GENERATORS, FILES, DISK_SIZE_MIB, _VERSION]
-        return f"{self.suite}-{cache.digest(json.dumps(what), agent_source())}"
+        return f"{self.suite}-{cache.digest(json.dumps(what), agent_source(), still.kernel())}"
 
     @property
     def emulator(self) -> Recipe:

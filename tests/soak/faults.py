@@ -23,7 +23,7 @@ from tests.soak.expect import End
 LOOK = "/run/soak-look.py"
 _FAULT = "/run/fault.env"
 # So that it comes to the steps of the seed and of NVRAM. Emulated: the lab's KVM, itself emulated, runs no UEFI.
-_SEEDED = guests.SHARED.replace("[memory]", 'firmware = "uefi"\naccel = "tcg"\n[memory]') + "[cloud-init]\n"
+_SEEDED = guests.FIRMWARE.replace("[memory]", 'firmware = "uefi"\naccel = "tcg"\n[memory]') + "[cloud-init]\n"
 _KINDS = {"tiny": guests.ISOLATED + NETS + DISK, "seeded": _SEEDED, "elastic": ELASTIC}
 # By what happens to the step: seconds that systemd gives a start, or a reload. Who hangs is not waited for as long.
 _PATIENCE = {"hasty": 25, "calm": 120}
@@ -81,8 +81,7 @@ def prepare(host: Host) -> Facts:
             lines = f"[Service]\nEnvironmentFile=-{_FAULT}\n{limits}"
             host.put(lines.encode(), f"/run/systemd/system/{unit}.service.d/fault.conf")
     host.run("ip link add br0 type bridge; ip link add v0 type veth peer name v1")
-    guests.install_still(host)
-    guests.configure(host, {**texts, _BYSTANDER: guests.STILL, _NEIGHBOUR: guests.TINY})
+    guests.configure(host, {**texts, _BYSTANDER: guests.SHARED, _NEIGHBOUR: guests.TINY})
     guests.keep_supervisor(host)
     guests.start(host, _BYSTANDER)
     _verified(host, _BYSTANDER)
