@@ -108,7 +108,7 @@ def _grant(place: str, cpus: frozenset[int]) -> None:
     files.write_attribute(f"{place}/{_EXCLUSIVE}", cpulist.render(cpus) or "\n")
 
 
-# The kernel takes partitions apart behind the removal of their groups.
+# The kernel takes partitions apart behind the removal of their groups, and sees to CPUs that come and go behind that.
 _LOOKS_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -175,6 +175,15 @@ def amiss(root: str, claim: Claim) -> str:
         return f"the partition is of CPU {cpulist.render(asked or ())}"
     lacking = claim.isolated - (_list(f"{vcpu}/cpuset.cpus.effective") or frozenset()) - _offline(root)
     return f"the partition lacks CPU {cpulist.render(lacking)}" if lacking else ""
+
+
+def stays_amiss(root: str, claim: Claim) -> str:
+    """As `amiss`, of what does not go away by itself: the kernel is a moment behind CPUs that come and go."""
+    for seconds in _LOOKS_SECONDS:
+        if not amiss(root, claim):
+            return ""
+        time.sleep(seconds)
+    return amiss(root, claim)
 
 
 def _offline(root: str) -> frozenset[int]:

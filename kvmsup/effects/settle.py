@@ -31,7 +31,7 @@ def guest(root: str, name: str, pid: int) -> Iterator[str]:
         return
     online, fenced = sysfs.online(root), fence.current(root)
     if claim.isolate:
-        yield from _isolated(root, claim, pid)
+        yield from _undone(root, claim, pid)
     for tid, duty in threads.of_guest(root, pid, claim, named).items():
         possible = duties.now(duty, claim, online, fenced)
         try:
@@ -47,18 +47,17 @@ def guest(root: str, name: str, pid: int) -> Iterator[str]:
             yield moved
 
 
-def _isolated(root: str, claim: Claim, pid: int) -> Iterator[str]:
-    """Isolate its CPUs again where that has come undone, as when one was offline."""
+def _undone(root: str, claim: Claim, pid: int) -> Iterator[str]:
+    """Why its CPUs are not isolated any more, as when all of them were offline.
+
+    They are not isolated again here: only CAP_SYS_ADMIN makes a partition so far down (kernel/cgroup/cpuset.c,
+    remote_partition_enable), which whoever talks to guests' QEMUs all the time had better not have.
+    """
     from kvmsup.effects import partition  # for guests that are isolated alone
 
-    if not (wrong := partition.amiss(root, claim)):
-        return
-    try:
-        partition.build(root, claim, pid)
-        yield f"CPU {cpulist.render(claim.isolated)} is isolated again: {wrong}"
-    except HostError as error:
-        if not proc.has_ended(pid):
-            yield str(error)
+    if (wrong := partition.stays_amiss(root, claim)) and not proc.has_ended(pid):
+        what = f"CPU {cpulist.render(claim.isolated)} is not isolated any more: {wrong}"
+        yield f"{what}\n  hint: systemctl reload kvm@{claim.guest} isolates it again"
 
 
 def resume(root: str, name: str, pid: int) -> bool:

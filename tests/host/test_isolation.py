@@ -280,6 +280,18 @@ def test_a_cpu_goes_and_comes_back(quiet: Host) -> None:
     guests.kill(quiet, "rt")
 
 
+def test_a_partition_that_somebody_undoes_is_told_and_a_reload_makes_it_again(quiet: Host) -> None:
+    start(quiet)
+    quiet.run(f"echo member > {CGROUP.format('rt')}/vcpu/cpuset.cpus.partition; systemctl reload kvmsup")
+    quiet.wait_for("journalctl -b -o cat KVMSUP_GUEST=rt | grep -q 'CPU 2-3 is not isolated any more'", timeout=60)
+    assert "systemctl reload kvm@rt isolates it again" in guests.said(quiet, "rt")
+    assert quiet.run("kvmsup verify rt", check=False).rc == 1
+    quiet.run("systemctl reload kvm@rt", timeout=120)
+    assert partition(quiet, "rt") == ("isolated", "2-3")
+    assert guests.kvmsup(quiet, "verify rt")["ok"]
+    guests.kill(quiet, "rt")
+
+
 def test_a_reload_moves_the_partition_with_the_pins(quiet: Host) -> None:
     text = ALONE.replace("[memory]", '[placement.vcpu]\n0 = "{}"\n1 = "{}"\n[memory]')
     guests.configure(quiet, {"rt": text.format(4, 5)})
