@@ -47,6 +47,17 @@ def of_kernel(root: str, pid: int) -> list[int]:
     return []
 
 
+def one_is_born_late(root: str) -> bool:
+    """Whether the first vCPU that runs makes kvm-nx-lpage-recovery (arch/x86/kvm/mmu/mmu.c, kvm_mmu_post_init_vm).
+
+    Not where the administrator has ruled it out at boot, nor where KVM knows nothing of it.
+    """
+    try:
+        return files.read(f"{root}/sys/module/kvm/parameters/nx_huge_pages") != "never"
+    except OSError:
+        return False
+
+
 def _is_kernels(root: str, tid: int) -> bool:
     """Whether `tid` is the kernel's own: anybody may call a process of theirs kvm-pit/1."""
     found = proc.stat(f"{root}/proc/{tid}")

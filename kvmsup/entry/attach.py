@@ -23,9 +23,8 @@ from kvmsup.plan.duties import Duty
 from kvmsup.plan.paths import socket
 from kvmsup.steps import step
 
-# kvm-nx-lpage-recovery is born by the first vCPU that runs and inherits its mask (arch/x86/kvm/mmu/mmu.c,
-# kvm_mmu_post_init_vm). That is a moment after cont; where KVM does without it, these waits are what it costs. On a
-# host too busy for that, the supervisor looks once more.
+# A thread that is born by the first vCPU which runs inherits its mask. That is a moment after cont; on a host too busy
+# for that, the supervisor looks once more.
 _LATE_LOOKS_SECONDS = (0.0, 0.001, 0.002, 0.004, 0.008)
 
 
@@ -72,9 +71,10 @@ def run(name: str, pid: int, claim: Claim, root: str, plugged: Sequence[plugs.Pl
     """
     ran = False
     try:
-        cgroup.check_slice(root, pid, claim)
         step("attach.connect")
+        # systemd starts this beside QEMU: only once it listens is the process QEMU for sure, and in its control group.
         with qmp.Monitor(root + socket(name, "control.qmp"), pid) as monitor:
+            cgroup.check_slice(root, pid, claim)
             wanted = _prepare(monitor, pid, claim, root, plugged)
             if claim.ready:
                 from kvmsup.effects import ready  # only guests that speak of themselves need it
@@ -226,7 +226,8 @@ def _told(root: str, tid: int) -> str:
 
 def _look_again(root: str, pid: int, claim: Claim, wanted: dict[int, Duty]) -> None:
     """Move threads that were born by running, and so with a vCPU's mask, to the emulator's CPUs."""
-    for seconds in _LATE_LOOKS_SECONDS:
+    looks = _LATE_LOOKS_SECONDS if threads.one_is_born_late(root) else _LATE_LOOKS_SECONDS[:1]
+    for seconds in looks:
         time.sleep(seconds)
         late = threads.gather(root, pid, wanted, claim)
         _verify(root, claim, {tid: Duty("emulator", cpus, "") for tid, cpus in late.items()})
