@@ -14,6 +14,8 @@ from kvmsup.records import NamedTuple
 _PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./:,=+@")
 _IN_UNITS = _PLAIN - frozenset("-/,=+@")
 _ESCAPED = {"\\": "\\\\", '"': '\\"', "%": "%%", "$": "$$", "\n": "\\n", "\t": "\\t"}
+_TABLE = str.maketrans(_ESCAPED)
+_IN_PATHS = str.maketrans({"\\": "\\\\", '"': '\\"', "%": "%%"})
 
 
 class Variable(NamedTuple):
@@ -28,12 +30,15 @@ Word = Sequence[Part]
 
 def word(parts: Word) -> str:
     """One word of a command line: strings are taken literally, variables are left for systemd."""
-    text = "".join(f"${{{part.name}}}" if isinstance(part, Variable) else _escaped(part) for part in parts)
-    plain = all(isinstance(part, Variable) or _PLAIN.issuperset(part) for part in parts)
+    text = "".join([f"${{{part.name}}}" if isinstance(part, Variable) else _escaped(part) for part in parts])
+    plain = _PLAIN.issuperset("".join([part for part in parts if isinstance(part, str)]))
     return text if plain and text else f'"{text}"'
 
 
 def _escaped(text: str) -> str:
+    # All words of all guests come by here at every daemon-reload, and one that needs more than a table is rare.
+    if text.isprintable():
+        return text.translate(_TABLE)
     return "".join(_ESCAPED.get(char, char if char.isprintable() else _numeric(char)) for char in text)
 
 
@@ -48,7 +53,7 @@ def assignment(name: str, value: str) -> str:
 
 def path(value: str) -> str:
     """A path as a word of a directive that takes paths, where a backslash takes the next character literally."""
-    return '"' + "".join({"\\": "\\\\", '"': '\\"', "%": "%%"}.get(char, char) for char in value) + '"'
+    return f'"{value.translate(_IN_PATHS)}"'
 
 
 def command(program: str, options: Iterable[Sequence[Word]]) -> str:
