@@ -5,9 +5,10 @@
 # make soak    faults, concurrency, an hour's watch, for hours; SOAK='faults --count 60' for a part; goes on where it was ended
 # make golden  write the expected units, pictures and imported domains anew; read the diff like code
 # make deb     build/kvmsup_VERSION_all.deb
-# make bench-placement  kvmsup's placement beside its peers'; rewrites a section of bench/README.md
-# make bench-ksm  kvmsup's policy for KSM beside ksmtuned's, on this machine's KSM; rewrites a section of bench/README.md
-# make bench-latency  what a guest misses beside a noisy neighbour: shared, dedicated, isolated; rewrites a section of bench/README.md
+# make bench   kvmsup beside QEMU by itself, libvirt and quadlet; BENCH='--only starts' for a part; rewrites a section of bench/RESULTS.md
+# make bench-placement  kvmsup's placement beside its peers'; rewrites a section of bench/RESULTS.md
+# make bench-ksm  kvmsup's policy for KSM beside ksmtuned's, on this machine's KSM; rewrites a section of bench/RESULTS.md
+# make bench-latency  what a guest misses beside a noisy neighbour: shared, dedicated, isolated; rewrites a section of bench/RESULTS.md
 # make lab     a root shell on a fresh host with the package installed
 # make install DESTDIR=…
 .DELETE_ON_ERROR:
@@ -36,7 +37,7 @@ test: $(VENV)/ready $(DEB) | tools
 	@packaging/install-tools ovmf qemu-guest-agent zsh fish
 	python3 -m tests.lab build
 	python3 -m tests.lab build --suite bookworm
-	KVMSUP_DEB=$(DEB) $(PYTHON) -m pytest -n 2 --dist loadfile --durations 12 tests/host tests/unit tests/golden
+	KVMSUP_DEB=$(DEB) $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 40 tests/host tests/unit tests/golden
 
 soak: $(VENV)/ready $(DEB) | tools
 	$(PYTHON) -m tests.soak --deb $(DEB) $(SOAK)
@@ -45,6 +46,12 @@ golden: $(VENV)/ready
 	$(PYTHON) -m tests.golden
 	$(PYTHON) -m tests.unit.pictures
 	$(PYTHON) -m tests.unit.domains
+
+.PHONY: bench
+bench: $(VENV)/ready $(DEB) | tools
+	@packaging/install-tools systemd-container
+	$(VENV)/bin/pip install --quiet --requirement bench/requirements.txt
+	$(PYTHON) -m bench.speed --deb $(DEB) $(BENCH)
 
 .PHONY: bench-placement
 bench-placement: $(VENV)/ready
