@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Measure and write the section of bench/README.md: python3 -m bench.cli. Root, systemd, libvirtd, and kvmsup."""
+"""Measure and write the section of bench/RESULTS.md: python3 -m bench.cli. Root, systemd, libvirtd, and kvmsup."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def section(pairs: int) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m bench.cli", description=__doc__)
     parser.add_argument("--pairs", type=int, default=40)
-    parser.add_argument("--print", action="store_true", help="leave bench/README.md alone")
+    parser.add_argument("--print", action="store_true", help="leave bench/RESULTS.md alone")
     asked = parser.parse_args()
     found = section(asked.pairs)
     print(found)

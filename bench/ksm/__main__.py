@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Measure and write the section of bench/README.md: python3 -m bench.ksm. Root, a kernel with KSM, 3 GiB of memory."""
+"""Measure and write the section of bench/RESULTS.md: python3 -m bench.ksm. Root, KSM, 3 GiB of memory."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python3 -m bench.ksm", description=__doc__)
     parser.add_argument("--seconds", type=float, default=100)
     parser.add_argument("--mib", type=int, default=256, help="memory of each guest")
-    parser.add_argument("--print", action="store_true", help="leave bench/README.md alone")
+    parser.add_argument("--print", action="store_true", help="leave bench/RESULTS.md alone")
     asked = parser.parse_args()
     found = section(asked.seconds, asked.mib * MIB)
     print(found)

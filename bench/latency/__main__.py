@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Measure on a lab host and write the section of bench/README.md: python3 -m bench.latency --deb FILE."""
+"""Measure on a lab host and write the section of bench/RESULTS.md: python3 -m bench.latency --deb FILE."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def main() -> int:
     parser.add_argument("--deb", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lines", type=int, default=4)
-    parser.add_argument("--print", action="store_true", help="leave bench/README.md alone")
+    parser.add_argument("--print", action="store_true", help="leave bench/RESULTS.md alone")
     asked = parser.parse_args()
     lab = Lab("trixie")
     lab.ensure_built(Progress())

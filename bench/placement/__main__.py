@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""`python3 -m bench.placement`: runs the comparison, prints its tables and writes them into bench/README.md."""
+"""`python3 -m bench.placement`: runs the comparison, prints its tables and writes them into bench/RESULTS.md."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python3 -m bench.placement", description=__doc__)
     parser.add_argument("--seeds", type=int, default=12)
     parser.add_argument("--arrivals", type=int, default=400)
-    parser.add_argument("--print", action="store_true", help="leave bench/README.md alone")
+    parser.add_argument("--print", action="store_true", help="leave bench/RESULTS.md alone")
     asked = parser.parse_args()
     found = section(asked.seeds, asked.arrivals)
     print(found)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The tables of bench/README.md."""
+"""The tables of bench/RESULTS.md."""
 
 from __future__ import annotations
 

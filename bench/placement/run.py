@@ -19,7 +19,7 @@ WARM = 2.0  # mean stays
 
 
 class Measures(NamedTuple):
-    """Percentages, as bench/README.md defines them; of the first three more is better, of the others less."""
+    """Percentages, as bench/RESULTS.md defines them; of the first three more is better, of the others less."""
 
     guests: float
     vcpus: float
