@@ -129,9 +129,11 @@ def _stops(found: Json) -> str:
 def _generators(found: Json) -> str:
     rows = []
     for count, runs in found["runs"].items():
-        medians = (spread((one["wall"] for one in runs[who]), 1) for who in ("kvmsup", "quadlet", "fstab"))
+        medians = (spread((one["wall"] for one in runs[who]), 1) for who in ("kvmsup", "first", "quadlet", "fstab"))
         rows.append((count, *medians, f"{targets.ratio(runs, 'wall', 'kvmsup', 'quadlet'):.2f}"))
-    growth = ", ".join(f"{who} {found['growth'][who]['wall']:.3f}" for who in ("kvmsup", "quadlet", "fstab"))
+    growth = ", ".join(
+        f"{who} {found['growth'][who]['wall']:.3f}" for who in found["growth"] if who not in ("from", "to")
+    )
     reload = found["reload"]
     walls = {name: [one["wall"] for one in reload[name]] for name in ("loaded", "copied", "masked", "generator")}
     told = {
@@ -144,7 +146,9 @@ def _generators(found: Json) -> str:
     return "\n\n".join(
         (
             "### The generator",
-            table(("files", "kvmsup, ms", "quadlet, ms", "fstab, ms", "kvmsup to quadlet"), rows),
+            table(
+                ("files", "kvmsup, ms", "the first time, ms", "quadlet, ms", "fstab, ms", "kvmsup to quadlet"), rows
+            ),
             f"Each further file, ms: {growth}.",
             f"A whole `systemctl daemon-reload` with {reload['guests']} guests, {reload['units']} units loaded:",
             table(("daemon-reload", "wall, ms"), lines),

@@ -6,10 +6,12 @@ A path unit does not watch while its service runs, so this reloads until the fil
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
 from kvmsup.effects import configs, journal, systemctl
+from kvmsup.entry import generator
 from kvmsup.errors import KvmsupError
 
 # Editors write in several steps; what comes within this time is one edit.
@@ -24,6 +26,9 @@ def main(root: str = "") -> int:
             systemctl.daemon_reload()
             loaded = now
             time.sleep(_SETTLE_SECONDS)
+        # What is not kept costs the next daemon-reload some milliseconds, and no guest anything.
+        with contextlib.suppress(KvmsupError):
+            generator.remember(root)
     except KvmsupError as error:
         journal.say(journal.ERROR, str(error))
         return 1

@@ -45,6 +45,20 @@ def test_an_edit_is_picked_up(host: Host, edit: str) -> None:
     loaded(host, "edited", size)
 
 
+def test_a_reload_that_follows_no_edit_reads_no_toml(host: Host) -> None:
+    """And comes to the same drop-ins, which it has from where the reload of the edit has kept them."""
+    host.run("cat > /etc/kvmsup/edited.toml", stdin=guests.SHARED)
+    host.wait_for("[ -e /var/cache/kvmsup/edited ] && [ $(systemctl show -P ActiveState kvmsup-reload) = inactive ]")
+    generate = "rm -rf /run/made; mkdir /run/made; strace -f -o /run/trace -e openat {} /run/made"
+    program = generate.format("/usr/lib/systemd/system-generators/kvmsup-generator")
+    compare = "diff -r /run/made/kvm@edited.service.d /run/systemd/generator/kvm@edited.service.d"
+    host.run(f"{program}; grep -q kvmsup/edited /run/trace; ! grep tomllib /run/trace; {compare}")
+    host.run("rm /var/cache/kvmsup/edited")
+    host.run(f"{program}; grep -q tomllib /run/trace; {compare}")
+    host.run("systemctl daemon-reload; test ! -e /var/cache/kvmsup/edited")
+    assert "guest=edited" in host.run("systemctl cat kvm@edited").stdout
+
+
 def test_a_deleted_file_is_picked_up(host: Host) -> None:
     host.run("rm -f /etc/kvmsup/edited.toml")
     host.wait_for(f"[ ! -e {DROPIN.format(name='edited')} ]")

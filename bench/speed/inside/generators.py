@@ -27,6 +27,7 @@ PROGRAMS = Path("/usr/lib/systemd/system-generators")
 # What is here goes before what is packaged (systemd.generator(7)).
 OWN_PROGRAMS = Path("/etc/systemd/system-generators")
 _GUESTS_OF_A_RELOAD = 30
+KEPT = Path("/var/cache/kvmsup")
 
 _GUEST = """description = "guest {number}"
 [machine]
@@ -87,6 +88,8 @@ class Generator:
 
 
 class Kvmsup(Generator):
+    """As at most daemon-reloads: nothing was edited since what it makes was kept."""
+
     program, makes = "kvmsup-generator", "kvm@*.service.d/50-kvmsup.conf"
 
     def give(self, count: int, place: Path) -> None:
@@ -95,6 +98,21 @@ class Kvmsup(Generator):
             old.unlink()
         for number in range(count):
             (ETC / f"bench-{number}.toml").write_text(_GUEST.format(number=number))
+        run("systemctl", "start", "kvmsup-reload")  # as the path unit does after an edit
+
+
+class First(Kvmsup):
+    """As after an edit of the host's file: all is made anew."""
+
+    def give(self, count: int, place: Path) -> None:
+        pass  # the other has
+
+    def once(self, out: Path, count: int) -> Took:
+        away = KEPT.rename(f"{KEPT}.away")
+        try:
+            return super().once(out, count)
+        finally:
+            away.rename(KEPT)
 
 
 class Quadlet(Generator):
@@ -117,7 +135,7 @@ class Fstab(Generator):
         os.environ["SYSTEMD_FSTAB"] = str(table)
 
 
-PEERS: Mapping[str, Generator] = {"kvmsup": Kvmsup(), "quadlet": Quadlet(), "fstab": Fstab()}
+PEERS: Mapping[str, Generator] = {"kvmsup": Kvmsup(), "first": First(), "quadlet": Quadlet(), "fstab": Fstab()}
 
 
 def measure(rounds: int, counts: Sequence[int]) -> Json:
@@ -137,7 +155,7 @@ def by_count(count: int, rounds: int) -> dict[str, list[dict[str, float]]]:
         for peer in PEERS.values():
             peer.give(count, Path(place))
         for turn in range(rounds + 1):
-            for who in list(PEERS)[turn % 3 :] + list(PEERS)[: turn % 3]:
+            for who in list(PEERS)[turn % len(PEERS) :] + list(PEERS)[: turn % len(PEERS)]:
                 one = PEERS[who].once(Path(place), count)
                 if turn:
                     runs[who].append(one._asdict())
