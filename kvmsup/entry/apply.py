@@ -12,6 +12,7 @@ import contextlib
 import os
 import time
 
+from kvmsup import cpulist
 from kvmsup.effects import (
     balloon,
     claims,
@@ -102,13 +103,24 @@ class _Reload:
         keys = [change.key for change in found if change.how == changes.LIVE]
         new = live.claim_after(self.guest, self.claim, keys, placement)
         live.check_real_time(new)
-        if keys or self.claim.paused:
+        undone = self._undone()
+        if keys or self.claim.paused or undone:
             step("apply.connect")
             deadline = time.monotonic() + _QMP_SECONDS
             with qmp.Monitor(self.root + socket(self.name, "control.qmp"), self.pid, deadline) as monitor:
                 monitor.negotiate()
                 self._apply(monitor, keys, new)
+        if undone:
+            journal.say(journal.NOTICE, f"CPU {cpulist.render(self.claim.isolated)} is isolated again: {undone}")
         self._finish(found)
+
+    def _undone(self) -> str:
+        """Why its CPUs are not isolated any more, "" where they are or never were."""
+        if not self.claim.isolate:
+            return ""
+        from kvmsup.effects import partition  # for guests that are isolated alone
+
+        return partition.amiss(self.root, self.claim)
 
     def _place(self, found: list[Change]) -> tuple[Placement | None, list[Change]]:
         """Where its threads go, if any of them moves; what the memory would have to follow waits for a restart."""
