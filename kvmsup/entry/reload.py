@@ -26,9 +26,10 @@ def main(root: str = "") -> int:
             systemctl.daemon_reload()
             loaded = now
             time.sleep(_SETTLE_SECONDS)
-        # What is not kept costs the next daemon-reload some milliseconds, and no guest anything.
-        with contextlib.suppress(KvmsupError):
-            generator.remember(root)
+            if _state(root) == loaded:
+                # What is not kept costs the next daemon-reload some milliseconds, and no guest anything.
+                with contextlib.suppress(KvmsupError):
+                    generator.remember(root)
     except KvmsupError as error:
         journal.say(journal.ERROR, str(error))
         return 1

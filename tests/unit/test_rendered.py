@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import kvmsup
 from kvmsup.effects import rendered
-from kvmsup.entry import generator
+from kvmsup.entry import generator, reload
 
 GUEST = 'description = "an odd one: \\\\ % $ é"\n[memory]\nsize = "64M"\n'
 HOST = '[cpu]\nhousekeeping = "0"\n'
@@ -136,3 +136,21 @@ def test_an_entry_is_written_once(root: Path) -> None:
 
 def test_an_entry_of_nobody_is_none(root: Path) -> None:
     assert rendered.read(str(root), "nobody", "any") is None
+
+
+def test_an_edit_that_comes_while_it_is_kept_is_loaded(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path unit does not watch meanwhile."""
+    loaded: list[bytes] = []
+    file, keep = root / "etc/kvmsup/web.toml", generator.remember
+
+    def edit_and_keep(where: str) -> None:
+        if len(loaded) == 1:
+            file.write_text(GUEST.replace("64M", "65M"))
+        keep(where)
+
+    monkeypatch.setattr("kvmsup.effects.systemctl.daemon_reload", lambda: loaded.append(file.read_bytes()))
+    monkeypatch.setattr(generator, "remember", edit_and_keep)
+    assert reload.main(str(root)) == 0
+    assert len(loaded) == 2
+    assert b"65M" in loaded[1]
+    assert "65M" in entry(root).read_text()
