@@ -57,6 +57,11 @@ def test_nothing_is_read_anew_and_the_result_is_the_same(root: Path, monkeypatch
     assert made(root) == fresh
 
 
+def a_directory(root: Path) -> None:
+    entry(root).unlink()
+    entry(root).mkdir()
+
+
 def newer_programs(_: Path) -> None:
     home = Path(kvmsup.__file__).parent / "plan"
     os.utime(home, ns=(home.stat().st_atime_ns, home.stat().st_mtime_ns + 1))
@@ -68,7 +73,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "gone": lambda root: (root / "etc/kvmsup/web.toml").unlink(),
     "added": lambda root: (root / "etc/kvmsup/more.toml").write_text(GUEST),
     "another's": lambda root: shutil.copy(entry(root, "db"), entry(root)),
-    "a directory": lambda root: (entry(root).unlink(), entry(root).mkdir()),
+    "a directory": a_directory,
     "programs": newer_programs,
 }
 
