@@ -85,9 +85,9 @@ def test_a_broken_file_harms_only_its_own_guest(host: Host) -> None:
     refused = guests.start(host, "bad", check=False)
     assert refused.rc == 1
     finding = (
-        "/etc/kvmsup/bad.toml:5:8: memory.size: "
+        "/etc/kvmsup/bad.toml:6:8: memory.size: "
         '"64MB" has a unit that reads as bytes to the base 1000 here and 1024 there\n'
-        '  5 | size = "64MB"\n'
+        '  6 | size = "64MB"\n'
         "    |        ^^^^^^\n"
         '  hint: write "64M": K, M, G and T count to the base 1024\n'
     )
