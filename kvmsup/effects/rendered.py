@@ -2,7 +2,7 @@
 """What the generator has made of guests' files, kept for the daemon-reloads that follow no edit, which most do.
 
 A generator may write nowhere but below the directories it is given (systemd.generator(7)), so it only reads here;
-kvmsup-reload writes, after it has loaded an edit. An entry counts for the very files, and the kvmsup, that it was made
+kvmsup-reload writes, before it loads an edit. An entry counts for the very files, and the kvmsup, that it was made
 from. Whatever is wrong with one costs the time to make its drop-ins anew, and nothing else.
 """
 

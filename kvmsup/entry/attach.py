@@ -71,10 +71,9 @@ def run(name: str, pid: int, claim: Claim, root: str, plugged: Sequence[plugs.Pl
     """
     ran = False
     try:
+        cgroup.check_slice(root, pid, claim)
         step("attach.connect")
-        # systemd starts this beside QEMU: only once it listens is the process QEMU for sure, and in its control group.
         with qmp.Monitor(root + socket(name, "control.qmp"), pid) as monitor:
-            cgroup.check_slice(root, pid, claim)
             wanted = _prepare(monitor, pid, claim, root, plugged)
             if claim.ready:
                 from kvmsup.effects import ready  # only guests that speak of themselves need it

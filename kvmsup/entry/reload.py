@@ -23,13 +23,13 @@ def main(root: str = "") -> int:
     try:
         loaded = ""
         while (now := _state(root)) != loaded:
+            # Before it is loaded, so that the generator has nothing to do but to take it, and nobody is still at work
+            # here when the edit is seen to have come. What is not kept costs milliseconds, and no guest anything.
+            with contextlib.suppress(KvmsupError):
+                generator.remember(root)
             systemctl.daemon_reload()
             loaded = now
             time.sleep(_SETTLE_SECONDS)
-            if _state(root) == loaded:
-                # What is not kept costs the next daemon-reload some milliseconds, and no guest anything.
-                with contextlib.suppress(KvmsupError):
-                    generator.remember(root)
     except KvmsupError as error:
         journal.say(journal.ERROR, str(error))
         return 1

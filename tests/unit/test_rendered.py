@@ -149,9 +149,9 @@ def test_an_edit_that_comes_while_it_is_kept_is_loaded(root: Path, monkeypatch: 
     file, keep = root / "etc/kvmsup/web.toml", generator.remember
 
     def edit_and_keep(where: str) -> None:
-        if len(loaded) == 1:
-            file.write_text(GUEST.replace("64M", "65M"))
         keep(where)
+        if not loaded:
+            file.write_text(GUEST.replace("64M", "65M"))
 
     monkeypatch.setattr("kvmsup.effects.systemctl.daemon_reload", lambda: loaded.append(file.read_bytes()))
     monkeypatch.setattr(generator, "remember", edit_and_keep)
