@@ -57,7 +57,7 @@ def _starts(found: Json, figure: Figure) -> None:
     axes.set_xlabel("milliseconds until the guest runs and is pinned (medians)")
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
-    axes.legend(unique.values(), unique.keys(), fontsize=7, loc="lower right")
+    figure.legend(unique.values(), unique.keys(), fontsize=7, loc="outside lower center", ncols=3)
     _plain(axes)
 
 
