@@ -14,20 +14,15 @@ from pathlib import Path
 from statistics import median
 
 from bench import sections
-from bench.cli.run import Pair, interleaved
+from bench.cli.run import VIRSH, Pair, interleaved, run
 
 ETC = Path("/etc/kvmsup")
 GUESTS = (1, 10, 50)
-VIRSH = ("virsh", "--quiet", "--connect", "qemu:///system")
 TOML = '[machine]\ntype = "pc-q35-7.2"\n[cpu]\nvcpus = 2\n[memory]\nsize = "1G"\n'
 DOMAIN = (
     "<domain type='qemu'><name>{}</name><memory unit='GiB'>1</memory><vcpu>2</vcpu>"
     "<os><type arch='x86_64' machine='pc-q35-7.2'>hvm</type></os></domain>"
 )
-
-
-def run(*command: str, text: str = "") -> str:
-    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
 
 
 @contextlib.contextmanager

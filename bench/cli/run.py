@@ -1,13 +1,24 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Runs commands in turn, A B A B, and tells what each took."""
+"""Runs commands: for what they print, and in turn, A B A B, for what each took."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 from collections.abc import Sequence
 from statistics import median
 from typing import NamedTuple
+
+VIRSH = ("virsh", "--quiet", "--connect", "qemu:///system")
+
+
+def run(*command: str, text: str = "") -> str:
+    """What `command`, which reads `text`, printed. Raises RuntimeError with its own words when it fails."""
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+    return done.stdout
 
 
 class Took(NamedTuple):

@@ -87,6 +87,8 @@ def kept() -> dict[str, object]:
     places = dict.fromkeys(one["where"] for one in all_of.values())
     loads = ", ".join(f"{name} {one['load']:.1f}" for name, one in all_of.items())
     where = f"Measured on {'; '.join(places)}. Load average at the start of each: {loads}."
+    if missing := ", ".join(name for name in MEASURED if name not in all_of):
+        where += f" Not measured: {missing}."
     return {"where": where} | {name: one["found"] for name, one in all_of.items()}
 
 

@@ -8,7 +8,6 @@ from statistics import median
 from typing import Any, NamedTuple
 
 Json = Mapping[str, Any]
-GIB, MIB = 1 << 30, 1 << 20
 
 
 class Target(NamedTuple):

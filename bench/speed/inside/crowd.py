@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.cli.run import Took, interleaved
-from bench.speed.inside.guests import ETC, VIRSH, Shape, check, cpus, define, forget, run
+from bench.cli.run import VIRSH, Took, interleaved, run
+from bench.speed.inside.guests import ETC, Shape, check, cpus, define, forget, in_turn
 from bench.speed.inside.peers import Bare, Kvmsup, Libvirt, Peer, argv, cpu_seconds
 
 Json = dict[str, Any]
@@ -45,7 +45,6 @@ def measure(counts: Sequence[int], rounds: int, seconds: float) -> Json:
         f"crowd-{number}": Shape(64, {0: one}, accel="tcg")
         for number, one in zip(range(max(counts)), _turns(), strict=False)
     }
-    run("systemctl", "stop", "kvmsup-reload.path")  # what is written here is loaded here
     define(shapes)
     kvmsup = Kvmsup()
     line, first = argv(kvmsup, "crowd-0"), re.compile(r"\bcrowd-0\b")
@@ -155,7 +154,7 @@ def starts(crowds: Mapping[str, Crowd], names: Sequence[str], rounds: int) -> di
     """By peer, each round's figures, in milliseconds."""
     found: dict[str, list[Json]] = {who: [] for who in crowds}
     for turn in range(rounds):
-        for who in list(crowds)[turn % 3 :] + list(crowds)[: turn % 3]:
+        for who in in_turn(crowds, turn):
             found[who].append({"one by one": one_by_one(crowds[who], names), "at once": at_once(crowds[who], names)})
     return found
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.cli.run import Took, took
-from bench.speed.inside.guests import ETC, run
+from bench.cli.run import Took, run, took
+from bench.speed.inside.guests import ETC, in_turn
 from bench.speed.inside.peers import cpu_seconds
 
 Json = dict[str, Any]
@@ -155,7 +155,7 @@ def by_count(count: int, rounds: int) -> dict[str, list[dict[str, float]]]:
         for peer in PEERS.values():
             peer.give(count, Path(place))
         for turn in range(rounds + 1):
-            for who in list(PEERS)[turn % len(PEERS) :] + list(PEERS)[: turn % len(PEERS)]:
+            for who in in_turn(PEERS, turn):
                 one = PEERS[who].once(Path(place), count)
                 if turn:
                     runs[who].append(one._asdict())
@@ -178,9 +178,8 @@ def reloads(rounds: int) -> Json:
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ("loaded", "masked", "copied")}
     alone: list[dict[str, float]] = []
     with _guests(_GUESTS_OF_A_RELOAD) as place:
-        variants = list(found)
         for turn in range(rounds + 1):
-            for variant in variants[turn % 3 :] + variants[: turn % 3]:
+            for variant in in_turn(found, turn):
                 with _instead(variant, place):
                     one = _reload()
                 if turn:

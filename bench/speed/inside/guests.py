@@ -7,17 +7,16 @@ The guest halts at its first instruction, so that nothing is measured but what t
 from __future__ import annotations
 
 import os
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.cli.run import VIRSH, run
 from tests.lab import still
 
 ETC = Path("/etc/kvmsup")
 STILL = Path("/var/lib/bench-still")
 MACHINE = "pc-q35-7.2"
-VIRSH = ("virsh", "--quiet", "--connect", "qemu:///system")
 # A model without a feature that a KVM inside a virtual machine may lack.
 _MODEL, _WITHOUT = "kvm64", "pni"
 
@@ -68,8 +67,16 @@ def domain(name: str, shape: Shape) -> str:
 <memballoon model='none'/></devices></domain>"""
 
 
+def in_turn(names: Iterable[str], turn: int) -> list[str]:
+    """All of them, each round another one first, so that nobody always follows the same one."""
+    found = list(names)
+    first = turn % len(found)
+    return found[first:] + found[:first]
+
+
 def define(shapes: Mapping[str, Shape]) -> None:
     """Make all of these known to both."""
+    run("systemctl", "stop", "kvmsup-reload.path")  # what is written here is loaded here
     STILL.write_bytes(still.kernel())
     for name, shape in shapes.items():
         (ETC / f"{name}.toml").write_text(toml(shape))
@@ -82,14 +89,6 @@ def forget(names: Sequence[str]) -> None:
         (ETC / f"{name}.toml").unlink()
         run(*VIRSH, "undefine", name)
     run("systemctl", "daemon-reload")
-
-
-def run(*command: str, text: str = "") -> str:
-    """What `command` printed. Raises RuntimeError with its own words when it fails."""
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def allowed(pid: int) -> dict[str, list[int]]:

@@ -9,11 +9,12 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.speed.inside.guests import VIRSH, Shape, cpus, run
+from bench.cli.run import VIRSH, run
+from bench.speed.inside.guests import Shape, cpus
 
 GUESTS = "/run/kvmsup/guests"
 
@@ -62,6 +63,24 @@ class Libvirt:
         run(*VIRSH, "destroy", name)
 
 
+class Monitor:
+    """QMP on a socket that is connected, once QEMU is ready for commands."""
+
+    def __init__(self, talk: socket.socket) -> None:
+        self._stream = talk.makefile("rw")
+        self._stream.readline()
+        self.ask("qmp_capabilities")
+
+    def ask(self, command: str) -> Any:
+        """What it returned. Raises RuntimeError when QEMU refuses."""
+        self._stream.write(json.dumps({"execute": command}) + "\n")
+        self._stream.flush()
+        while "return" not in (answer := json.loads(self._stream.readline())):
+            if "error" in answer:
+                raise RuntimeError(f"{command}: {answer['error']}")
+        return answer["return"]
+
+
 class Bare:
     """QEMU with kvmsup's command line, started and pinned by a process that is there already."""
 
@@ -75,27 +94,32 @@ class Bare:
             Path(self._place, name).mkdir()
 
     def start(self, name: str) -> None:
-        """QMP is spoken over a socket that is connected before QEMU is there: QEMU alone is waited for."""
-        shape = self._shapes[name]
+        with self.halted(name) as qemu:
+            self.go(name, qemu)
+
+    @contextlib.contextmanager
+    def halted(self, name: str) -> Iterator[Monitor]:
+        """QEMU has built the machine, and is told what to do; its guest does not run yet.
+
+        QMP is spoken over a socket that is connected before QEMU is there: QEMU alone is waited for.
+        """
         ours, its = socket.socketpair()
         monitor = ["-chardev", f"socket,id=qmp,fd={its.fileno()}", "-mon", "chardev=qmp,mode=control"]
-        everywhere = set(cpus())
-        self._running[name] = process = subprocess.Popen(
-            [*self._argv[name], *monitor],
-            pass_fds=[its.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        null = subprocess.DEVNULL
+        words = [*self._argv[name], *monitor]
+        self._running[name] = subprocess.Popen(words, pass_fds=[its.fileno()], stdin=null, stdout=null, stderr=null)
         its.close()
-        with ours, ours.makefile("rwb") as stream:
-            stream.readline()
-            _ask(stream, "qmp_capabilities")
-            for cpu in _ask(stream, "query-cpus-fast"):
-                os.sched_setaffinity(cpu["thread-id"], {shape.pins[cpu["cpu-index"]]})
-            if shape.dedicated:
-                os.sched_setaffinity(process.pid, everywhere - set(shape.pins.values()))
-            _ask(stream, "cont")
+        with ours:
+            yield Monitor(ours)
+
+    def go(self, name: str, qemu: Monitor) -> None:
+        """Pin its threads, and let the guest run."""
+        shape = self._shapes[name]
+        for cpu in qemu.ask("query-cpus-fast"):
+            os.sched_setaffinity(cpu["thread-id"], {shape.pins[cpu["cpu-index"]]})
+        if shape.dedicated:
+            os.sched_setaffinity(self.pid(name), set(cpus()) - set(shape.pins.values()))
+        qemu.ask("cont")
 
     def pid(self, name: str) -> int:
         return self._running[name].pid
@@ -106,15 +130,12 @@ class Bare:
         process.wait()
 
 
-def _ask(stream: Any, command: str) -> Any:
-    stream.write(json.dumps({"execute": command}).encode() + b"\n")
-    stream.flush()
-    while True:
-        answer = json.loads(stream.readline())
-        if "error" in answer:
-            raise RuntimeError(f"{command}: {answer['error']}")
-        if "return" in answer:
-            return answer["return"]
+def attached(name: str) -> tuple[int, int]:
+    """When attach was begun and ended at the guest's last start, in microseconds on CLOCK_MONOTONIC."""
+    path = f"/org/freedesktop/systemd1/unit/kvm_40{name}_2eservice"
+    what = ("org.freedesktop.systemd1", path, "org.freedesktop.systemd1.Service", "ExecStartPost")
+    found = json.loads(run("busctl", "--json=short", "get-property", *what))["data"][0]
+    return found[4], found[6]  # org.freedesktop.systemd1(5)
 
 
 def argv(kvmsup: Kvmsup, name: str) -> list[str]:
@@ -128,5 +149,5 @@ def argv(kvmsup: Kvmsup, name: str) -> list[str]:
 
 def cpu_seconds() -> float:
     """What all processes of the container have used so far; this program and its children are not in it."""
-    with contextlib.closing(open("/sys/fs/cgroup/cpu.stat")) as stat:
+    with open("/sys/fs/cgroup/cpu.stat") as stat:
         return int(stat.readline().split()[1]) / 1e6

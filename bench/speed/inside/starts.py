@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.speed.inside.guests import Shape, check, cpus, define, forget, pinned, run
-from bench.speed.inside.peers import Bare, Kvmsup, Libvirt, Peer, argv, cpu_seconds
+from bench.cli.run import run
+from bench.speed.inside.guests import Shape, check, cpus, define, forget, in_turn, pinned
+from bench.speed.inside.peers import Bare, Kvmsup, Libvirt, Peer, argv, attached, cpu_seconds
 
 _OWN = {0: cpus()[-1]}
 SHAPES = {
@@ -47,22 +48,16 @@ def once(peer: Peer, name: str, shape: Shape) -> dict[str, float]:
 def where(name: str) -> dict[str, float]:
     """Milliseconds of each part of the start that was: what systemd writes down of both units, on CLOCK_MONOTONIC."""
     setup, guest = (_stamps(unit) for unit in (f"kvm-setup@{name}", f"kvm@{name}"))
-    post = json.loads(run("busctl", "--json=short", "get-property", *_unit(name), "ExecStartPost"))["data"][0]
-    attach_began, attach_ended = post[4], post[6]  # org.freedesktop.systemd1(5): monotonic start and stop
+    attach = attached(name)
     times = {
         "setup: systemd's sandbox": (setup["ExecMainStart"], setup["ExecMainHandoff"]),
         "setup: the program": (setup["ExecMainHandoff"], setup["ExecMainExit"]),
         "between": (setup["ExecMainExit"], guest["ExecMainStart"]),
         "QEMU: systemd's sandbox": (guest["ExecMainStart"], guest["ExecMainHandoff"]),
         "QEMU and attach": (guest["ExecMainHandoff"], guest["ActiveEnter"]),
-        "attach alone, sandbox and program": (attach_began, attach_ended),
+        "attach alone, sandbox and program": attach,
     }
     return {what: (end - begin) / 1000 for what, (begin, end) in times.items()}
-
-
-def _unit(name: str) -> tuple[str, str, str]:
-    path = f"/org/freedesktop/systemd1/unit/kvm_40{name}_2eservice"
-    return "org.freedesktop.systemd1", path, "org.freedesktop.systemd1.Service"
 
 
 def _stamps(unit: str) -> dict[str, int]:
@@ -81,7 +76,7 @@ def measure(rounds: int) -> dict[str, Any]:
     for name, shape in SHAPES.items():
         lists = found[name] = {peer: [] for peer in peers}
         for turn in range(rounds + 1):
-            for who in list(peers)[turn % 3 :] + list(peers)[: turn % 3]:
+            for who in in_turn(peers, turn):
                 pool = shape.memory_mib // 2 if shape.hugepages and who != "kvmsup" else 0
                 POOL.write_text(str(pool))
                 one = once(peers[who], name, shape)

@@ -16,7 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from bench.speed.inside.guests import ETC, MACHINE, VIRSH, run
+from bench.cli.run import VIRSH, run
+from bench.speed.inside.guests import ETC, MACHINE, in_turn
 from bench.speed.inside.peers import Kvmsup, Libvirt
 
 NAME = "stops"
@@ -46,7 +47,7 @@ def measure(rounds: int, accel: str) -> dict[str, object]:
         kvmsup.start(NAME)
         libvirt.start(NAME)
         _wait_until_ready()
-        for who in list(stops)[turn % 2 :] + list(stops)[: turn % 2]:
+        for who in in_turn(stops, turn):
             pid = (kvmsup if who == "kvmsup" else libvirt).pid(NAME)
             found[who].append(stops[who](pid))
     (ETC / f"{NAME}.toml").unlink()

@@ -12,15 +12,15 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.speed.inside.guests import Shape, check, define, forget, pinned, run
-from bench.speed.inside.peers import GUESTS, Bare, Kvmsup, Libvirt, Peer, argv
+from bench.cli.run import run
+from bench.speed.inside.guests import Shape, check, define, forget, in_turn, pinned
+from bench.speed.inside.peers import GUESTS, Bare, Kvmsup, Libvirt, Monitor, Peer, argv, attached
 
 Json = dict[str, Any]
 NAME = "wide"
@@ -34,7 +34,6 @@ _KVM_CHECK_EXTENSION, _KVM_CAP_MAX_VCPUS = 0xAE03, 66
 
 def measure(rounds: int, widths: Sequence[int]) -> Json:
     """By number of vCPUs, each round's milliseconds, or why no such guest could be started; what KVM says it can."""
-    run("systemctl", "stop", "kvmsup-reload.path")  # what is written here is loaded here
     kvmsup = Kvmsup()
     found: Json = {"most of KVM": most_of_kvm()}
     for width in widths:
@@ -79,14 +78,15 @@ def _last_words() -> str:
 
 def _of(kvmsup: Kvmsup, shape: Shape, line: Sequence[str], rounds: int) -> Json:
     """`starts`, by peer, and `attach`: from a QEMU that answers, and is paused, until the guest runs and is pinned."""
-    peers: dict[str, Peer] = {"kvmsup": kvmsup, "libvirt": Libvirt(), "bare": Bare({NAME: shape}, {NAME: line})}
+    bare = Bare({NAME: shape}, {NAME: line})
+    peers: dict[str, Peer] = {"kvmsup": kvmsup, "libvirt": Libvirt(), "bare": bare}
     starts: dict[str, list[Json]] = {who: [] for who in peers}
     attach: dict[str, list[Json]] = {"kvmsup": [], "bare": []}
     for turn in range(rounds):
-        for who in list(peers)[turn % 3 :] + list(peers)[: turn % 3]:
+        for who in in_turn(peers, turn):
             starts[who].append(start(peers[who], shape))
         attach["kvmsup"].append(attach_by_kvmsup(kvmsup, shape))
-        attach["bare"].append(attach_by_hand(line, shape))
+        attach["bare"].append(attach_by_hand(bare, shape))
     return {"starts": starts, "attach": attach}
 
 
@@ -120,7 +120,7 @@ def attach_by_kvmsup(kvmsup: Kvmsup, shape: Shape) -> Json:
         os.kill(held, signal.SIGCONT)
         run("systemctl", "start", _UNIT)  # joins the one that goes on
         check(kvmsup.pid(NAME), shape)
-        until = {"program": _program_ended(), "active": int(_show("ActiveEnterTimestampMonotonic"))}
+        until = {"program": attached(NAME)[1], "active": int(_show("ActiveEnterTimestampMonotonic"))}
     finally:
         kvmsup.end(NAME)
         _DROP_IN.unlink()
@@ -144,13 +144,6 @@ def _show(what: str) -> str:
     return run("systemctl", "show", "-P", what, _UNIT).strip()
 
 
-def _program_ended() -> int:
-    """When attach's had, in microseconds on CLOCK_MONOTONIC: org.freedesktop.systemd1(5), ExecStartPost."""
-    path = f"/org/freedesktop/systemd1/unit/kvm_40{NAME}_2eservice"
-    what = ("org.freedesktop.systemd1", path, "org.freedesktop.systemd1.Service", "ExecStartPost")
-    return int(json.loads(run("busctl", "--json=short", "get-property", *what))["data"][0][6])
-
-
 def _until_qemu_answers() -> None:
     """It does when its machine is built and its memory is there, on the monitor that is the administrator's."""
     until = time.monotonic() + _PATIENCE_SECONDS
@@ -160,48 +153,18 @@ def _until_qemu_answers() -> None:
             if time.monotonic() > until:
                 raise RuntimeError(f"{_UNIT}: QEMU does not listen")
             time.sleep(0.01)
-        _Monitor(talk).ask("qmp_capabilities")
+        Monitor(talk)
 
 
-class _Monitor:
-    """QMP, on a connected socket."""
-
-    def __init__(self, talk: socket.socket) -> None:
-        self._stream = talk.makefile("rw")
-        self._stream.readline()
-
-    def ask(self, command: str) -> Any:
-        self._stream.write(json.dumps({"execute": command}) + "\n")
-        self._stream.flush()
-        while "return" not in (answer := json.loads(self._stream.readline())):
-            if "error" in answer:
-                raise RuntimeError(f"{command}: {answer['error']}")
-        return answer["return"]
-
-
-def attach_by_hand(line: Sequence[str], shape: Shape) -> Json:
-    """Milliseconds from QEMU's first answer until it runs with its vCPUs pinned: the least there can be."""
-    place = f"/run/bench-{NAME}"
-    Path(place, NAME).mkdir(parents=True, exist_ok=True)
-    ours, its = socket.socketpair()
-    monitor = ["-chardev", f"socket,id=qmp,fd={its.fileno()}", "-mon", "chardev=qmp,mode=control"]
-    words = [*(word.replace(GUESTS, place) for word in line), *monitor]
-    null = subprocess.DEVNULL
-    with subprocess.Popen(words, pass_fds=[its.fileno()], stdin=null, stdout=null, stderr=null) as process:
-        its.close()
-        try:
-            with ours:
-                qemu = _Monitor(ours)
-                qemu.ask("qmp_capabilities")
-                time.sleep(_SETTLE_SECONDS)
-                began = time.perf_counter()
-                for cpu in qemu.ask("query-cpus-fast"):
-                    os.sched_setaffinity(cpu["thread-id"], {shape.pins[cpu["cpu-index"]]})
-                qemu.ask("cont")
-                took = time.perf_counter() - began
-            check(process.pid, shape)
-        finally:
-            process.kill()
+def attach_by_hand(bare: Bare, shape: Shape) -> Json:
+    """Milliseconds from a QEMU that has answered until it runs with its vCPUs pinned: the least there can be."""
+    with bare.halted(NAME) as qemu:
+        time.sleep(_SETTLE_SECONDS)
+        began = time.perf_counter()
+        bare.go(NAME, qemu)
+        took = time.perf_counter() - began
+    check(bare.pid(NAME), shape)
+    bare.end(NAME)
     return {"active": 1000 * took}
 
 
