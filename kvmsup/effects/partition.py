@@ -17,7 +17,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from kvmsup import cpulist
 from kvmsup.effects import cgroup, files, kernel
@@ -114,9 +114,18 @@ _LOOKS_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0
 
 def ended(root: str, claim: Claim) -> bool:
     """Whether the host has the CPUs of `claim` back, waiting for that: its unit is down, and its group removed."""
-    for seconds in (*_LOOKS_SECONDS, 0.0):
+
+    def back() -> bool:
         had = _list(f"{root}/sys/fs/cgroup/cpuset.cpus.effective")
-        if had is None or claim.isolated - _offline(root) <= had:
+        return had is None or claim.isolated - _offline(root) <= had
+
+    return _in_time(back)
+
+
+def _in_time(done: Callable[[], bool]) -> bool:
+    """Whether the kernel, which is behind, has `done` it by and by."""
+    for seconds in (*_LOOKS_SECONDS, 0.0):
+        if done():
             return True
         time.sleep(seconds)
     return False
@@ -179,11 +188,7 @@ def amiss(root: str, claim: Claim) -> str:
 
 def stays_amiss(root: str, claim: Claim) -> str:
     """As `amiss`, of what does not go away by itself: the kernel is a moment behind CPUs that come and go."""
-    for seconds in _LOOKS_SECONDS:
-        if not amiss(root, claim):
-            return ""
-        time.sleep(seconds)
-    return amiss(root, claim)
+    return "" if _in_time(lambda: not amiss(root, claim)) else amiss(root, claim)
 
 
 def _offline(root: str) -> frozenset[int]:

@@ -57,7 +57,7 @@ def imported(entry: str) -> tuple[set[str], set[str]]:
         ("stop", BASE | JSON | SOCKETS, 13),
         ("attach", BASE | JSON | SOCKETS, 24),
         ("create", BASE | JSON | {"_struct", "struct"}, 20),
-        ("generator", BASE | {"zlib"}, 14),
+        ("generator", BASE | {"zlib"}, 13),
         ("explain", BASE | JSON | SOCKETS | TOML, 23),
         ("setup", BASE | JSON | TOML, 52),
     ],
