@@ -66,7 +66,7 @@ def main(arguments: list[str], root: str = "") -> int:
 def _known(root: str, names: list[str]) -> dict[str, dict[str, str]]:
     """The drop-ins of those guests for which they were made of the same files before."""
     found = {}
-    with contextlib.suppress(HostError):  # it is told when they are made
+    with contextlib.suppress(HostError, OSError):  # it is told when they are made
         source = rendered.Source(configs.read_host(root))
         for name in names:
             content = _content(root, name)
