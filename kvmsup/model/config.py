@@ -61,8 +61,9 @@ HOST_KEYS = {
 
 # No Linux that does anything runs in less.
 LEAST_MEMORY = 64 << 20
-# QEMU's own limit for q35 with the interrupt controllers of 7.2 (hw/i386/pc_q35.c: max_cpus), raised later.
+# No machine type has more, as query-machines of QEMU 10.0 has it (cpu-max).
 MOST_VCPUS = 4096
+_MOST_BEFORE = (((2, 8), 255), ((8, 1), 288), ((9, 0), 1024))  # versions of q35
 # Some more than QEMU 10 knows; they make one word of an argv, which has 128 KiB at the most (MAX_ARG_STRLEN).
 MOST_FEATURES = 512
 _WORD = r"[A-Za-z0-9][A-Za-z0-9_.-]*"
@@ -91,7 +92,7 @@ def read_guest(name: str, file: str, content: bytes, topology: Topology | None =
     top = Table(document, (), document.values, GUEST_KEYS[""])
     description = top.text("description", "")
     machine = _machine(_section(top, "machine"))
-    cpu = _cpu(_section(top, "cpu"), machine.accel)
+    cpu = _cpu(_section(top, "cpu"), machine)
     placement = wishes.read(_section(top, "placement"), cpu, topology)
     if cpu.threads > 1 and not placement.dedicated:
         what = "the guest sees SMT siblings, but vCPUs on shared CPUs are none"
@@ -182,15 +183,33 @@ def _path(table: Table, key: str) -> str:
     return value if key in table else ""
 
 
-def _cpu(table: Table, accel: str) -> Cpu:
-    model = _word(table, "model", "host" if accel == "kvm" else "max")
-    if model == "host" and accel == "tcg":
+def _cpu(table: Table, machine: Machine) -> Cpu:
+    model = _word(table, "model", "host" if machine.accel == "kvm" else "max")
+    if model == "host" and machine.accel == "tcg":
         table.note("model", "an emulated CPU is not the host's", 'model = "max" is all that QEMU emulates')
     features = _features(table)
     vcpus = table.integer("vcpus", 1, MOST_VCPUS)
     maxcpus = table.integer("maxcpus", 1, MOST_VCPUS)
     shape = {key: table.integer(key, 1, MOST_VCPUS) for key in ("sockets", "dies", "cores", "threads")}
-    return Cpu(model, features, *_topology(table, vcpus, maxcpus, shape))
+    found = Cpu(model, features, *_topology(table, vcpus, maxcpus, shape))
+    if found.maxcpus > (most := most_vcpus(machine.type)):
+        what = f"{found.maxcpus} vCPUs are more than a {machine.type} has"
+        key = next(key for key in ("maxcpus", "vcpus", "cores", "threads", "sockets", "dies") if key in table)
+        table.note(key, what, f"{most} at the most; pc-q35-9.0 and later have {MOST_VCPUS}")
+    return found
+
+
+def most_vcpus(machine: str) -> int:
+    """How many a machine of that type has at the most, whatever KVM can do: cpu-max in query-machines of QEMU 10.0.
+
+    A distribution's own types, and what is not known here, are left to QEMU.
+    """
+    if machine == "pc" or machine.startswith("pc-i440fx-"):
+        return 255
+    if not (numbers := re.fullmatch(r"pc-q35-(\d+)\.(\d+)(\.\d+)?", machine)):
+        return MOST_VCPUS
+    version = int(numbers[1]), int(numbers[2])
+    return next((most for before, most in _MOST_BEFORE if version < before), MOST_VCPUS)
 
 
 def _features(table: Table) -> tuple[str, ...]:

@@ -26,6 +26,10 @@ MONITORS = ("control", "supervisor", "admin")
 Option = tuple[Word, ...]
 
 
+# Of cores and threads, each of which a byte counts, and 255 says that it does not (DMTF DSP0134, 7.5).
+_MOST_IN_SMBIOS_2 = 254
+
+
 def props(head: str, **values: str | int | Variable) -> Word:
     """`head,name=value,…`; an underscore in a name stands for a dash."""
     parts: list[Part] = [head.replace(",", ",,")]
@@ -74,7 +78,9 @@ def _machine(guest: Guest) -> Iterator[Option]:
     flash = {"pflash0": "firmware.code", "pflash1": "firmware.nvram"} if machine.firmware == "uefi" else {}
     for one in disks.firmware(guest):
         yield (["-blockdev"], _json(one, f'"filename":"{disks.CHOSEN_CODE}"', '"filename":"', FIRMWARE))
-    yield (["-machine"], props(machine.type, **backend, **flash, mem_merge=merge, usb="off", vmport="off"))
+    # Machine types before pc-q35-9.1 have tables of SMBIOS 2, and QEMU does not start with larger sockets than fit.
+    wide = {"smbios_entry_point_type": 64} if cpu.dies * cpu.cores * cpu.threads > _MOST_IN_SMBIOS_2 else {}
+    yield (["-machine"], props(machine.type, **backend, **flash, **wide, mem_merge=merge, usb="off", vmport="off"))
     if machine.accel == "tcg":
         # MemoryDenyWriteExecute= forbids a mapping that is both; split-wx maps the code twice.
         yield (["-accel"], props("tcg", split_wx="on"))

@@ -92,4 +92,4 @@ def test_more_memory_than_there_is() -> None:
 
 
 def test_of_another_host_nothing_is_known() -> None:
-    assert told("[cpu]\nvcpus = 900\n[placement]\n" + '[memory]\nsize = "900G"\n', None) == []
+    assert told("[cpu]\nvcpus = 200\n[placement]\n" + '[memory]\nsize = "900G"\n', None) == []

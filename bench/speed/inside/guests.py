@@ -19,6 +19,7 @@ STILL = Path("/var/lib/bench-still")
 MACHINE = "pc-q35-7.2"
 # A model without a feature that a KVM inside a virtual machine may lack.
 _MODEL, _WITHOUT = "kvm64", "pni"
+_IOMMU = "<iommu model='intel'><driver intremap='on' eim='on'/></iommu>"
 
 
 class Shape(NamedTuple):
@@ -55,14 +56,16 @@ def domain(name: str, shape: Shape) -> str:
     """The same for libvirt, the devices that kvmsup gives every guest included."""
     pins = "".join(f"<vcpupin vcpu='{index}' cpuset='{cpu}'/>" for index, cpu in shape.pins.items())
     emulator = ",".join(map(str, sorted(set(cpus()) - (set(shape.pins.values()) if shape.dedicated else set()))))
+    # What libvirt asks of a guest whose vCPUs have numbers that the first interrupt controllers did not know.
+    apic, iommu = ("<ioapic driver='qemu'/>", _IOMMU) if len(shape.pins) > 255 else ("", "")
     backing = "<memoryBacking><hugepages/></memoryBacking>" if shape.hugepages else ""
     return f"""<domain type='{"kvm" if shape.accel == "kvm" else "qemu"}'><name>{name}</name>
 <memory unit='MiB'>{shape.memory_mib}</memory>{backing}<vcpu>{len(shape.pins)}</vcpu>
 <cputune>{pins}<emulatorpin cpuset='{emulator}'/></cputune>
-<os><type arch='x86_64' machine='{MACHINE}'>hvm</type><kernel>{STILL}</kernel></os><features><acpi/></features>
+<os><type arch='x86_64' machine='{MACHINE}'>hvm</type><kernel>{STILL}</kernel></os><features><acpi/>{apic}</features>
 <cpu mode='custom' match='exact' check='none'><model>{_MODEL}</model>
 <feature policy='disable' name='{_WITHOUT}'/></cpu>
-<devices><serial type='pty'/><console type='pty'><target type='virtio'/></console><panic model='isa'/>
+<devices>{iommu}<serial type='pty'/><console type='pty'><target type='virtio'/></console><panic model='isa'/>
 <rng model='virtio'><backend model='random'>/dev/urandom</backend></rng>
 <memballoon model='none'/></devices></domain>"""
 
