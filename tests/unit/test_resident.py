@@ -64,11 +64,12 @@ def test_what_fails_is_tried_again(root: str, fake_systemctl: Systemctl, monkeyp
 
 
 def test_a_lock_that_is_held_is_not_waited_for(root: str) -> None:
+    """Nor is a start left alone for longer than somebody is at the claims."""
     task = threads.Threads(root)
     task.when["web"] = 0.0
-    with claims.lock(root), pytest.raises(claims.Busy):
+    with claims.lock(root):
         task.act()
-    assert (task.due() or 0) > time.monotonic()
+    assert 0 < (task.due() or 0) - time.monotonic() <= 1
 
 
 def test_one_shake_after_the_other_postpones_nothing(root: str) -> None:

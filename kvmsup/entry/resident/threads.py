@@ -10,6 +10,8 @@ from kvmsup.effects import claims, fence, journal, settle, systemctl
 from kvmsup.errors import KvmsupError
 
 _SECOND_LOOK_SECONDS = 1.0
+# While somebody is at the claims: not for long, but where hugepages are made.
+_BUSY_SECONDS = 0.5
 # CPUs that come and go do so one by one, and the kernel moves threads before it says so.
 _CALM_SECONDS = 0.3
 # A host too busy for an answer is asked again.
@@ -45,6 +47,20 @@ class Threads:
         for guest in units:
             # Once more if anything fails from here on; what succeeds strikes it out.
             self.when[guest] = now + _PATIENCE_SECONDS
+        try:
+            self._settle_host()
+        except claims.Busy:
+            self.when |= dict.fromkeys(units, now + _BUSY_SECONDS)
+            return
+        running = _running(units)
+        for guest in units:
+            del self.when[guest]
+            why = self.shaken_by.pop(guest, "")
+            if guest in running:
+                self._settle(guest, running[guest], why)
+
+    def _settle_host(self) -> None:
+        """Put back what is fenced off and moved away for all guests. Raises KvmsupError, Busy among it."""
         with claims.lock_now(self.root):
             known = list(claims.read_all(self.root).values())
             fence.settle(self.root, known)
@@ -53,12 +69,6 @@ class Threads:
 
                 # A CPU that goes offline takes masks with it (kernel/irq/cpuhotplug.c, migrate_one_irq).
                 masks.settle(self.root, known)
-        running = _running(units)
-        for guest in units:
-            del self.when[guest]
-            why = self.shaken_by.pop(guest, "")
-            if guest in running:
-                self._settle(guest, running[guest], why)
 
     def _settle(self, guest: str, pid: int, why: str) -> None:
         try:
