@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from kvmsup import cpulist, sizes
 from kvmsup.cli import show
-from kvmsup.effects import configs, glance, ksm, outdated, pressure, sysfs, usage
+from kvmsup.effects import configs, ksm, outdated, overview, pressure, sysfs, usage
 from kvmsup.model.claim import Claim
-from kvmsup.plan import overcommit
+from kvmsup.plan import agreed, overcommit
 from kvmsup.plan.agreed import Outline
 from kvmsup.plan.overcommit import Books
 from kvmsup.records import TYPE_CHECKING
@@ -36,16 +36,16 @@ def run(asked: argparse.Namespace) -> int:
 
 def in_full() -> show.Look:
     """The host and its guests now, with all that programs are told. Raises KvmsupError."""
-    return _look(glance.guests(""), ksm.thread(""))
+    return _look(ksm.thread(""))
 
 
 def at_once() -> show.Look:
     """As `in_full`, without what takes long to find out and people are not shown. Raises KvmsupError."""
-    return _look(glance.loaded(""), None)
+    return _look(None)
 
 
-def _look(seen: list[glance.Seen], ksmd: int | None) -> show.Look:
-    shared = configs.read_host("")
+def _look(ksmd: int | None) -> show.Look:
+    seen, shared = overview.guests(""), configs.read_host("")
     rows = [row(one, *outdated.outline("", one.name, shared, one.claim if one.pid else None)) for one in seen]
     about, memory = host(seen, ksmd), overcommitted(seen, rows)
     lines = [*show.folded(_glance(about)), *show.folded(overcommit.glance(memory))]
@@ -56,7 +56,7 @@ def _look(seen: list[glance.Seen], ksmd: int | None) -> show.Look:
     return show.Look({"host": about | {"memory": memory._asdict()}, "guests": rows}, lines)
 
 
-def host(seen: list[glance.Seen], ksmd: int | None) -> dict[str, Any]:
+def host(seen: list[overview.Brief], ksmd: int | None) -> dict[str, Any]:
     """The host's figures. Raises KvmsupError."""
     merging = ksm.read("", ksmd)
     owned = frozenset[int]().union(*(one.claim.own_cpus for one in seen if one.claim))
@@ -72,7 +72,7 @@ def host(seen: list[glance.Seen], ksmd: int | None) -> dict[str, Any]:
     }
 
 
-def overcommitted(seen: list[glance.Seen], rows: list[dict[str, Any]]) -> Books:
+def overcommitted(seen: list[overview.Brief], rows: list[dict[str, Any]]) -> Books:
     """What the running guests were promised, against what the host has. Raises KvmsupError."""
     sizes_of = {row["name"]: row["memory"] or 0 for row in rows}
     promises = [
@@ -95,7 +95,7 @@ def _glance(host: dict[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def row(seen: glance.Seen, outline: Outline | None, changed: list[Change] | None) -> dict[str, Any]:
+def row(seen: overview.Brief, outline: Outline | None, changed: list[Change] | None) -> dict[str, Any]:
     """One guest for programs; what only a running guest has is null while it is down."""
     claim = seen.claim
     return {
@@ -104,8 +104,8 @@ def row(seen: glance.Seen, outline: Outline | None, changed: list[Change] | None
         "sub": seen.sub,
         "result": seen.result,
         "pid": seen.pid or None,
-        "enabled": seen.enabled == "enabled",
-        "description": seen.description,
+        "enabled": seen.enabled,
+        "description": seen.description or (outline.description if outline else agreed.described(seen.name, "")),
         "sound": outline is not None,
         "vcpus": claim.vcpus if claim else outline.vcpus if outline else None,
         "cpus": cpulist.render(frozenset().union(*claim.vcpu)) if claim else None,

@@ -11,12 +11,20 @@ from kvmsup.errors import HostError
 
 # The end of a file's name while it is not whole.
 PART = ".part"
+_PIECE = 1 << 16
 
 
 def read(path: str) -> str:
-    """The text of `path` without the line end. Raises OSError."""
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        return file.read().rstrip("\n")
+    """The text of `path` without the line end. Raises OSError.
+
+    A listing reads five files a guest: open() makes eight system calls for each, this half as many.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        content = b"".join(iter(lambda: os.read(descriptor, _PIECE), b""))
+    finally:
+        os.close(descriptor)
+    return content.decode(errors="surrogateescape").rstrip("\n")
 
 
 def printable(text: str) -> str:

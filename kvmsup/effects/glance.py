@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Every guest at a glance, from systemd and the claims; kvmsup.effects.observe asks its QEMU, too.
+"""A guest at a glance, from systemd and its claim; kvmsup.effects.observe asks its QEMU, too.
 
-Apart from that, because a person waits for `kvmsup list`: it imports little.
+kvmsup.effects.overview has all of them, in less time.
 """
 
 from __future__ import annotations
 
 from kvmsup.effects import claims, configs, systemctl
 from kvmsup.errors import KvmsupError
+from kvmsup.model import guest
 from kvmsup.model.claim import Claim
-from kvmsup.model.guest import is_name
 from kvmsup.records import NamedTuple
 
 
@@ -24,7 +24,6 @@ class Seen(NamedTuple):
     since: str
     since_boot: float  # the same moment in seconds after boot
     description: str
-    enabled: str
     claim: Claim | None
     configured: bool
 
@@ -37,7 +36,6 @@ _PROPERTIES = (
     "ActiveEnterTimestamp",
     "ActiveEnterTimestampMonotonic",
     "Description",
-    "UnitFileState",
 )
 
 
@@ -46,24 +44,8 @@ def guests(root: str, names: list[str] | None = None) -> list[Seen]:
     held = claims.read_all(root)
     configured = configs.names(root)
     wanted = sorted({*configured, *held}) if names is None else names
-    units = {name: f"kvm@{name}.service" for name in wanted}
-    # systemctl takes a name such as * for a pattern, and fails for all of them over one that can be no unit's.
-    shown = systemctl.show([unit for name, unit in units.items() if is_name(name)], _PROPERTIES)
-    return [_seen(name, shown.get(unit, {}), held.get(name), name in configured) for name, unit in units.items()]
-
-
-def loaded(root: str) -> list[Seen]:
-    """Every guest as `guests` has it, but those that systemd has not loaded, as nothing is under way with them.
-
-    To load a unit only for being asked takes systemd milliseconds. Of these are told no description, and not whether
-    they are enabled. Raises KvmsupError.
-    """
-    held, configured = claims.read_all(root), configs.names(root)
-    shown = systemctl.show(["kvm@*.service"], _PROPERTIES)
-    return [
-        _seen(name, shown.get(f"kvm@{name}.service", {}), held.get(name), name in configured)
-        for name in sorted({*configured, *held})
-    ]
+    shown = systemctl.show(guest.units(wanted), _PROPERTIES)
+    return [_seen(name, shown.get(f"kvm@{name}.service", {}), held.get(name), name in configured) for name in wanted]
 
 
 def running(root: str, name: str) -> Seen:
@@ -86,7 +68,6 @@ def _seen(name: str, values: dict[str, str], claim: Claim | None, configured: bo
         since=values.get("ActiveEnterTimestamp", ""),
         since_boot=int(values.get("ActiveEnterTimestampMonotonic") or 0) / 1e6,
         description=values.get("Description", ""),
-        enabled=values.get("UnitFileState", ""),
         claim=claim,
         configured=configured,
     )

@@ -14,6 +14,14 @@ from kvmsup.errors import HostError
 from kvmsup.records import NamedTuple
 
 
+class Loaded(NamedTuple):
+    """A unit that systemd has loaded, at a glance."""
+
+    active: str
+    sub: str
+    description: str
+
+
 class Unit(NamedTuple):
     """A unit's state, and the type of its queued or running job: start, stop, restart, …, or ""."""
 
@@ -27,32 +35,47 @@ class Unit(NamedTuple):
         return self.active in ("inactive", "failed") and not self.job
 
 
-def _systemctl(*arguments: str) -> str:
-    """What systemctl prints. Raises HostError with its complaint.
+class Question:
+    """What systemctl is asked, and meanwhile the asker may do something else: a process that runs from now on.
 
-    Without subprocess, whose import takes as long as Python itself does to start.
+    Without subprocess, whose import takes as long as Python itself does to start. Raises HostError.
     """
-    (printed, output), (told, complaint) = os.pipe(), os.pipe()
-    actions = [
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_DUP2, output, 1),
-        (os.POSIX_SPAWN_DUP2, complaint, 2),
-    ]
-    try:
+
+    def __init__(self, *arguments: str) -> None:
+        self._arguments = arguments
+        (self._printed, output), (self._told, complaint) = os.pipe(), os.pipe()
+        actions = [
+            (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_DUP2, output, 1),
+            (os.POSIX_SPAWN_DUP2, complaint, 2),
+        ]
         try:
-            pid = os.posix_spawnp("systemctl", ["systemctl", *arguments], os.environ, file_actions=actions)
+            self._pid = os.posix_spawnp("systemctl", ["systemctl", *arguments], os.environ, file_actions=actions)
         except OSError as error:
+            self._close()
             raise HostError(f"systemctl cannot be run: {error.strerror}") from None
         finally:
             os.close(output)
             os.close(complaint)
-        found, wrong = _read_both(printed, told)
-    finally:
-        os.close(printed)
-        os.close(told)
-    if os.waitpid(pid, 0)[1]:
-        raise HostError(f"systemctl {' '.join(arguments)}: {wrong.strip()}")
-    return found
+
+    def answer(self) -> str:
+        """What it prints, told once. Raises HostError with its complaint."""
+        try:
+            found, wrong = _read_both(self._printed, self._told)
+        finally:
+            self._close()
+        if os.waitpid(self._pid, 0)[1]:
+            raise HostError(f"systemctl {' '.join(self._arguments)}: {wrong.strip()}")
+        return found
+
+    def _close(self) -> None:
+        os.close(self._printed)
+        os.close(self._told)
+
+
+def _systemctl(*arguments: str) -> str:
+    """What systemctl prints. Raises HostError with its complaint."""
+    return Question(*arguments).answer()
 
 
 def _read_both(*pipes: int) -> list[str]:
@@ -81,6 +104,24 @@ def show(names: Sequence[str], properties: Sequence[str]) -> dict[str, dict[str,
         values = dict(line.split("=", 1) for line in block.strip().splitlines() if "=" in line)
         if values:
             found[values.pop("Id")] = values
+    return found
+
+
+def ask_for_loaded(pattern: str) -> Question:
+    """The question for all units of that pattern that systemd has loaded: one answer, whatever their number.
+
+    To be shown what a unit is costs systemd as much as ten of them here, as it tells all of its properties.
+    """
+    return Question("list-units", "--all", "--full", "--plain", "--no-legend", "--", pattern)
+
+
+def loaded(answer: str) -> dict[str, Loaded]:
+    """The units in an answer to `ask_for_loaded`: lines of `UNIT LOAD ACTIVE SUB DESCRIPTION`."""
+    found = {}
+    for line in answer.splitlines():
+        match line.split(None, 4):
+            case [name, _, active, sub, *description]:
+                found[name] = Loaded(active, sub, "".join(description))
     return found
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from kvmsup.records import NamedTuple
 
 # kvm-NAME is a user name, and systemd refuses those over 31 characters.
@@ -15,6 +17,14 @@ NAME_RULE = "a lower-case letter, then up to 26 lower-case letters, digits and d
 def is_name(text: str) -> bool:
     """Whether `text` can name a guest: it becomes a unit instance, a user and a directory."""
     return text[:1] in _LETTERS and len(text) <= _LONGEST_NAME and _CHARACTERS.issuperset(text)
+
+
+def units(names: Iterable[str]) -> list[str]:
+    """The units of those of `names` that can be a guest's.
+
+    systemctl takes a name such as * for a pattern, and fails for all of them over one that can be no unit's.
+    """
+    return [f"kvm@{name}.service" for name in names if is_name(name)]
 
 
 def has_pcie(machine: str) -> bool:

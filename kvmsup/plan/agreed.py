@@ -32,17 +32,36 @@ class Outline(NamedTuple):
     page_size: int
     ksm: bool
     dedicated: bool
+    description: str
 
 
 def outline(guest: Guest) -> Outline:
     """That of `guest`."""
     memory = guest.memory
-    return Outline(guest.cpu.vcpus, memory.size, memory.page_size, memory.ksm, guest.placement.dedicated)
+    return Outline(
+        vcpus=guest.cpu.vcpus,
+        memory=memory.size,
+        page_size=memory.page_size,
+        ksm=memory.ksm,
+        dedicated=guest.placement.dedicated,
+        description=described(guest.name, guest.description),
+    )
+
+
+def described(name: str, description: str) -> str:
+    """Description= of the unit of a guest, which may have a `description` of its own."""
+    return f"KVM guest {name}: {description}" if description else f"KVM guest {name}"
 
 
 def outline_section(guest: Guest) -> list[str]:
     """It as a section of a drop-in, which systemd leaves to others (systemd.unit(5), "Unit File Format")."""
-    return ["[X-Kvmsup]", *(f"{name}={int(value)}" for name, value in outline(guest)._asdict().items())]
+    *numbers, description = outline(guest)._asdict().items()
+    return [
+        "[X-Kvmsup]",
+        *(f"{name}={int(value)}" for name, value in numbers),
+        # In quotes, for the blanks at its ends, and as a backslash at the end of a line joins the next one to it.
+        f'{description[0]}="{description[1]}"',
+    ]
 
 
 def outline_in(text: str, loaded: str) -> Outline | None:
@@ -52,10 +71,10 @@ def outline_in(text: str, loaded: str) -> Outline | None:
         return None
     told = dict(line.split("=", 1) for line in lines[lines.index("[X-Kvmsup]") + 1 :] if "=" in line)
     try:
-        vcpus, memory, page_size, ksm, dedicated = (int(told[name]) for name in Outline._fields)
+        vcpus, memory, page_size, ksm, dedicated = (int(told[name]) for name in Outline._fields[:-1])
+        return Outline(vcpus, memory, page_size, bool(ksm), bool(dedicated), told["description"][1:-1])
     except (KeyError, ValueError):  # an older kvmsup's
         return None
-    return Outline(vcpus, memory, page_size, bool(ksm), bool(dedicated))
 
 
 def setup_seconds(guest: Guest) -> int:

@@ -61,13 +61,10 @@ def _patience(seconds: int, more: int) -> list[str]:
 
 
 def _guest(guest: Guest, host: Host, source: str) -> str:
-    description = f"KVM guest {guest.name}"
-    if guest.description:
-        description += f": {guest.description}"
     lines = [
         "[Unit]",
         f"SourcePath={source}",
-        f"Description={unitfile.text(description)}",
+        f"Description={unitfile.text(agreed.described(guest.name, guest.description))}",
         *_listening(guest),
         *disks.dependencies(guest),
         *nets.dependencies(guest),

@@ -287,7 +287,7 @@ def speaking() -> Claim:
 
 def seen(pid: int = 0, held: Claim | None = None) -> glance.Seen:
     return glance.Seen(
-        "web", "active", "running", "success", pid or os.getpid(), "", 0.0, "", "", held or speaking(), configured=True
+        "web", "active", "running", "success", pid or os.getpid(), "", 0.0, "", held or speaking(), configured=True
     )
 
 

@@ -387,7 +387,7 @@ def test_nobody_wakes_up_without_such_a_guest(world: World) -> None:
 
 def test_a_size_by_hand_that_is_no_multiple_of_1m(monkeypatch: pytest.MonkeyPatch) -> None:
     held = claim("web")._replace(size=2 * GIB, balloon=64 * MIB)
-    seen = glance.Seen("web", "active", "", "", os.getpid(), "", 0.0, "", "", held, True)
+    seen = glance.Seen("web", "active", "", "", os.getpid(), "", 0.0, "", held, True)
     monkeypatch.setattr(glance, "guests", lambda *_: [seen])
     for size, why in ((2 * GIB + 512, "2147484160 bytes are not a multiple of 1M"), (3 * GIB, "3G is not a size")):
         with pytest.raises(KvmsupError, match=why):

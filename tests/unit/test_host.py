@@ -163,7 +163,7 @@ def test_where_any_guests_memory_is(tmp_path: Path) -> None:
         Part(1, 2 << 20, 6 << 20, 0),
     ]
     assert numa_maps.of_size(root, 7, 2 << 20) == {1: 3}
-    seen = Seen("web", "active", "", "", 7, "", 0.0, "", "", claim("web", nodes=""), True)
+    seen = Seen("web", "active", "", "", 7, "", 0.0, "", claim("web", nodes=""), True)
     assert observe.resident(root, seen) == numa_maps.own(root, 7)
     assert observe.resident(root, seen._replace(claim=claim("web"))) == []
     assert observe.resident(root, seen._replace(pid=0)) == []

@@ -76,7 +76,7 @@ def test_a_record_comes_and_goes(root: str) -> None:
 
 def test_an_outline_is_what_the_generator_has_left_of_a_file(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert generator.main([f"{root}/run/systemd/generator"], root) == 0
-    wanted = agreed.Outline(2, 1 << 30, 0, ksm=False, dedicated=False)
+    wanted = agreed.Outline(2, 1 << 30, 0, ksm=False, dedicated=False, description="KVM guest web")
     with monkeypatch.context() as patch:
         patch.setattr(outdated, "configured", lambda *_: pytest.fail("TOML was read"))
         assert outdated.outline(root, "web", b"", None) == (wanted, [])
@@ -95,7 +95,17 @@ def test_an_outline_is_what_the_generator_has_left_of_a_file(root: str, monkeypa
     assert outdated.outline(root, "nobody", b"", None) == (None, None)
 
 
-@pytest.mark.parametrize("spoiled", ["vcpus=", "[X-Kvmsup]", "Environment=", "memory"])
+@pytest.mark.parametrize("description", ["x", " blanks ", 'a "b" = %i', "C:\\", "[Service]", "ü=…"])
+def test_an_outline_has_the_description_as_it_is(description: str) -> None:
+    guest = config.read_guest("web", "", WEB.encode()).guest._replace(description=description)
+    section = agreed.outline_section(guest)
+    assert not any(line.endswith("\\") for line in section)
+    text = "\n".join(["[Service]", f"Environment={agreed.LOADED}=7", *section])
+    found = agreed.outline_in(text, "7")
+    assert found and found.description == f"KVM guest web: {description}"
+
+
+@pytest.mark.parametrize("spoiled", ["vcpus=", "[X-Kvmsup]", "Environment=", "memory", "description="])
 def test_an_outline_of_an_older_kvmsup_is_none(spoiled: str) -> None:
     guest = config.read_guest("web", "", WEB.encode()).guest
     text = "\n".join(["[Service]", f"Environment={agreed.LOADED}=7", *agreed.outline_section(guest)])

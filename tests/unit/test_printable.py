@@ -10,7 +10,7 @@ import pytest
 
 from kvmsup.cli import check, plan, show
 from kvmsup.cli import list as listing
-from kvmsup.effects import glance, models, outdated, qmp
+from kvmsup.effects import glance, models, outdated, overview, qmp
 from kvmsup.entry import generator
 from kvmsup.errors import ConfigError, Diagnostic, KvmsupError
 from tests.unit import fake_qemu, trees
@@ -55,30 +55,19 @@ def test_files_with_odd_names(verb: str, root: str, capsys: pytest.CaptureFixtur
     assert is_shown(told.out + told.err)
 
 
-def test_a_listing_asks_systemd_for_guests_only(
+def test_systemd_is_asked_for_guests_only(
     root: str, systemctl: trees.Systemctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "etc/kvmsup/*.toml").write_text("x = 1\n")
     (tmp_path / "etc/kvmsup/web.toml").write_text('memory.size = "1G"\nnet.lan.user = true\n')
     log = systemctl({})
-    seen = glance.guests(root)
-    assert [one.name for one in seen] == ["*", ODD, BYTES, "web"]
+    assert [one.name for one in glance.guests(root)] == ["*", ODD, BYTES, "web"]
     assert log.read_text().split("-- ")[1] == "kvm@web.service\n"
     monkeypatch.setattr(outdated, "changed", lambda *_: None)
-    rows = [listing.row(one, *outdated.outline(root, one.name, b"", one.claim)) for one in seen]
+    rows = [listing.row(one, *outdated.outline(root, one.name, b"", one.claim)) for one in overview.guests(root)]
     assert [one["sound"] for one in rows] == [False, False, False, True]
+    assert rows[3]["description"] == "KVM guest web" and not rows[3]["enabled"]
     assert all(map(is_shown, show.table(("GUEST",), [[one["name"]] for one in rows])))
-
-
-def test_a_quick_listing_asks_for_what_systemd_has_loaded(
-    root: str, systemctl: trees.Systemctl, tmp_path: Path
-) -> None:
-    (tmp_path / "etc/kvmsup/web.toml").write_text('memory.size = "1G"\n')
-    (tmp_path / "etc/kvmsup/db.toml").write_text('memory.size = "1G"\n')
-    log = systemctl({"kvm@db.service": ("failed", ""), "kvm@other.service": ("inactive", "")})
-    states = {one.name: one.active for one in glance.loaded(root)}
-    assert states == {ODD: "inactive", BYTES: "inactive", "db": "failed", "web": "inactive"}
-    assert log.read_text().split("-- ")[1] == "kvm@*.service\n"
 
 
 def test_a_plan_places_guests_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,7 +127,7 @@ def test_a_reset_is_the_same_qemu(tmp_path: Path) -> None:
 
 
 def seen(pid: int) -> glance.Seen:
-    return glance.Seen("web", "active", "running", "success", pid, "", 0.0, "", "", None, configured=True)
+    return glance.Seen("web", "active", "running", "success", pid, "", 0.0, "", None, configured=True)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_hints(
     """Of threads one, of memory another, and none twice."""
     root = str(tmp_path)
     trees.write(root, "/proc/7/numa_maps", maps)
-    seen = Seen("web", "active", "", "", 7, "", 0.0, "", "", claim("web"), True)
+    seen = Seen("web", "active", "", "", 7, "", 0.0, "", claim("web"), True)
     monkeypatch.setattr(observe, "threads", lambda *_: [thread, thread])
     found = list(verify.differences(root, seen))
     monkeypatch.setattr(glance, "guests", lambda *_: [seen])

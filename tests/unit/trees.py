@@ -115,14 +115,18 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
     script = directory / "systemctl"
     script.write_text(
         f'#!/bin/sh\necho "$*" >>{log}\n[ "$1" = show ] && cat {directory}/show\n'
-        f'[ "$1" = list-jobs ] && cat {directory}/jobs\nexit 0\n'
+        f'[ "$1" = list-units ] && cat {directory}/loaded\n[ "$1" = list-jobs ] && cat {directory}/jobs\nexit 0\n'
     )
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
 
     def answer(units: dict[str, tuple[str, str]]) -> Path:
-        shown = [f"Id={unit}\nActiveState={state}\nSubState=x\n" for unit, (state, _) in units.items()]
+        rest = "SubState=x\nResult=signal\nMainPID=7\n"
+        shown = [f"Id={unit}\nActiveState={state}\n{rest}" for unit, (state, _) in units.items()]
         (directory / "show").write_text("\n".join(shown))
+        subs = {"active": "running", "inactive": "dead"}
+        loaded = [f"{unit} loaded {state} {subs.get(state, 'x')} What  it is\n" for unit, (state, _) in units.items()]
+        (directory / "loaded").write_text("".join(loaded))
         jobs = [f"{number} {unit} {job} waiting\n" for number, (unit, (_, job)) in enumerate(units.items()) if job]
         (directory / "jobs").write_text("".join(jobs))
         return log

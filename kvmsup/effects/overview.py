@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""All guests at a glance, from one answer of systemd's, the claims and the control groups.
+
+Apart from kvmsup.effects.glance, because a person waits for `kvmsup list`, and systemd takes milliseconds to show all
+properties of one unit.
+"""
+
+from __future__ import annotations
+
+from kvmsup.effects import cgroup, claims, configs, enabled, systemctl
+from kvmsup.model import guest
+from kvmsup.model.claim import Claim
+from kvmsup.records import NamedTuple
+
+
+class Brief(NamedTuple):
+    """One guest among all of them; `claim` is None while it is down, `pid` 0 while QEMU does not run.
+
+    The description of a guest that systemd has not loaded is "": nothing is under way with it.
+    """
+
+    name: str
+    active: str
+    sub: str
+    result: str
+    pid: int
+    description: str
+    enabled: bool
+    claim: Claim | None
+
+
+# A guest that runs, and one that is down, without ever having failed. What else there is systemd is asked about.
+_RUNS, _DOWN = ("active", "running"), ("inactive", "dead")
+
+
+def guests(root: str) -> list[Brief]:
+    """Every guest that has a file or a claim. Raises KvmsupError.
+
+    systemd is asked once for all of them, and meanwhile the rest is read.
+    """
+    question = systemctl.ask_for_loaded("kvm@*.service")
+    try:
+        held, configured, on = claims.read_all(root), configs.names(root), enabled.guests(root)
+    finally:
+        units = systemctl.loaded(question.answer())
+    found = [_brief(root, name, units, held.get(name), name in on) for name in sorted({*configured, *held})]
+    return _completed(found)
+
+
+def _brief(root: str, name: str, units: dict[str, systemctl.Loaded], claim: Claim | None, is_enabled: bool) -> Brief:
+    unit = units.get(f"kvm@{name}.service") or systemctl.Loaded(*_DOWN, "")
+    # QEMU is all that there is in the unit of a guest that runs; beside a reload or a stop systemd knows which it is.
+    found = cgroup.processes(root, claim) if claim and unit[:2] == _RUNS else []
+    pid = found[0] if len(found) == 1 else 0
+    return Brief(name, unit.active, unit.sub, "success", pid, unit.description, is_enabled, claim)
+
+
+def _completed(found: list[Brief]) -> list[Brief]:
+    """`found` with what only systemd can tell of those that are neither down nor simply run."""
+    unclear = {one.name for one in found if not (one.pid or (one.active, one.sub) == _DOWN)}
+    shown = systemctl.show(guest.units(sorted(unclear)), ("ActiveState", "SubState", "Result", "MainPID"))
+    return [_as_shown(one, shown.get(f"kvm@{one.name}.service")) if one.name in unclear else one for one in found]
+
+
+def _as_shown(one: Brief, told: dict[str, str] | None) -> Brief:
+    if not told:
+        return one
+    active, sub, result = (told[key] for key in ("ActiveState", "SubState", "Result"))
+    return one._replace(active=active, sub=sub, result=result, pid=int(told["MainPID"] or 0))

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Every guest at a glance, from one answer of systemd's, the claims, control groups and links."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kvmsup.effects import claims, enabled, overview
+from kvmsup.effects.systemctl import Loaded, loaded
+from kvmsup.errors import HostError
+from tests.unit import trees
+from tests.unit.hosts import claim
+from tests.unit.trees import Systemctl
+from tests.unit.trees import systemctl as fake_systemctl
+
+__all__ = ["fake_systemctl"]  # a fixture
+
+
+def test_lines_of_units() -> None:
+    answer = (
+        "kvm@a.service loaded active running KVM guest a: what  it  is\n"
+        "kvm@b.service      loaded failed   failed  KVM guest b\n"
+        "kvm@c.service not-found inactive dead\n\nodd\n"
+    )
+    assert loaded(answer) == {
+        "kvm@a.service": Loaded("active", "running", "KVM guest a: what  it  is"),
+        "kvm@b.service": Loaded("failed", "failed", "KVM guest b"),
+        "kvm@c.service": Loaded("inactive", "dead", ""),
+    }
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    found = str(tmp_path)
+    (tmp_path / "run/kvmsup/claims").mkdir(parents=True)
+    for name in ("runs", "stops", "busy", "failed", "down", "new"):
+        trees.write(found, f"/etc/kvmsup/{name}.toml", 'memory.size = "1G"')
+    for name, pids in (("runs", "40"), ("stops", "50"), ("busy", "60\n61")):
+        claims.write(found, claim(name))
+        trees.write(found, f"/sys/fs/cgroup/kvm.slice/kvm-dedicated.slice/kvm@{name}.service/cgroup.procs", pids)
+    return found
+
+
+def test_only_what_is_not_plain_is_asked_about(root: str, fake_systemctl: Systemctl) -> None:
+    states = {"runs": "active", "stops": "deactivating", "busy": "active", "failed": "failed", "down": "inactive"}
+    log = fake_systemctl({f"kvm@{name}.service": (state, "") for name, state in states.items()})
+    found = {one.name: one for one in overview.guests(root)}
+    assert list(found) == ["busy", "down", "failed", "new", "runs", "stops"]
+    first, second = log.read_text().splitlines()
+    assert first == "list-units --all --full --plain --no-legend -- kvm@*.service"
+    asked = "kvm@busy.service kvm@failed.service kvm@stops.service"
+    assert second == f"show --property Id,ActiveState,SubState,Result,MainPID -- {asked}"
+    assert found["runs"][1:6] == ("active", "running", "success", 40, "What  it is")
+    assert found["stops"][1:5] == ("deactivating", "x", "signal", 7)
+    assert found["busy"].pid == found["failed"].pid == 7
+    assert found["down"][1:5] == ("inactive", "dead", "success", 0)
+    assert found["new"][1:6] == ("inactive", "dead", "success", 0, "")
+
+
+def test_systemd_is_not_kept_waiting_by_a_claim_that_is_none(root: str, fake_systemctl: Systemctl) -> None:
+    fake_systemctl({})
+    trees.write(root, "/run/kvmsup/claims/runs.env", "nonsense")
+    before = os.listdir("/proc/self/fd")
+    for _ in range(3):
+        with pytest.raises(HostError, match="is not a claim"):
+            overview.guests(root)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_who_starts_at_boot(tmp_path: Path) -> None:
+    assert enabled.guests(str(tmp_path)) == frozenset()
+    units = tmp_path / "etc/systemd/system"
+    for link in (
+        "multi-user.target.wants/kvm@web.service",
+        "kvm-ready@web.service.requires/kvm@db.service",
+        "x.target.upholds/kvm@mail.service",
+        "x.target.wants/kvmsup-reload.path",
+        "kvm@own.service",
+        "kvm@drop.service.d/kvm@not.service",
+    ):
+        (units / link).parent.mkdir(parents=True, exist_ok=True)
+        (units / link).symlink_to("/usr/lib/systemd/system/kvm@.service")
+    assert enabled.guests(str(tmp_path)) == {"web", "db", "mail"}
