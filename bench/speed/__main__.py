@@ -26,6 +26,7 @@ PICTURES = Path(__file__).parents[1] / "pictures"
 # Arguments of each module of bench.speed.inside: a whole run, a look.
 MEASURED = {
     "starts": (["21"], ["3"]),
+    "units": (["21"], ["3"]),
     "crowd": (["2", "60", "1", "10", "50"], ["1", "5", "1", "4"]),
     "stops": (["5"], ["1"]),
     "generators": (["15", "1", "10", "30", "100", "1000"], ["2", "1", "10", "30"]),

@@ -6,8 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from bench.speed import report, targets
-from bench.speed.inside import guests
+from bench.speed.inside import guests, units
 from bench.speed.inside.guests import Shape
+from tests.tree import ROOT
 
 
 def runs(**peers: list[float]) -> dict[str, list[dict[str, float]]]:
@@ -55,3 +56,12 @@ def test_both_languages_ask_for_the_same_pins() -> None:
     text, xml = guests.toml(shape), guests.domain("x", shape)
     assert '0 = "3"\n1 = "1"\n' in text and 'hugepages = "2M"' in text
     assert "<vcpupin vcpu='0' cpuset='3'/><vcpupin vcpu='1' cpuset='1'/>" in xml and "<hugepages/>" in xml
+
+
+def test_an_empty_unit_keeps_its_sandbox_or_its_jobs() -> None:
+    text = (ROOT / "units/kvm@.service").read_text()
+    sandboxed = units.emptied(text, "sandboxed", ("ExecStart=/bin/true",), sandboxed=True).splitlines()
+    assert "Requires=sandboxed-setup@%i.service" in sandboxed and "PrivateNetwork=yes" in sandboxed
+    assert [line for line in sandboxed if line.startswith(("Exec", "EnvironmentFile"))] == ["ExecStart=/bin/true"]
+    body = units.emptied(text, "open", ("ExecStart=/bin/true",), sandboxed=False).partition("[Service]\n")[2]
+    assert body.splitlines() == ["ExecStart=/bin/true", "Type=exec", "Slice=kvm-shared.slice", "KillMode=mixed"]
