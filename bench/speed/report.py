@@ -68,8 +68,8 @@ def _units(found: Json) -> str:
 
 
 _UNITS = {"sandboxed": "in their sandboxes", "open": "without"}
-_EMPTY = """kvmsup's two units, with /bin/true for setup and for attach, and sleep(1) for QEMU: no line of kvmsup's runs.
-systemd is done with attach's process, some 20 ms, before QEMU answers; all else of this is in a start."""
+_EMPTY = """kvmsup's two units, with /bin/true for setup and for attach, and sleep(1) for QEMU: no line of kvmsup's
+runs. systemd is done with attach's process, some 20 ms, before QEMU answers; all else of this is in a start."""
 
 
 def _crowd(found: Json) -> str:

@@ -135,3 +135,27 @@ def test_a_guest_that_is_watched_is_not_asked(two: Host) -> None:
     asked = guests.kvmsup(two, "status asked")
     assert asked["balloon"]["driver"] == "silent" and asked["resident"] and asked["agent"]["state"] != "not asked"
     guests.kill(two, "asked")
+
+
+def test_the_listing_says_what_systemd_says(two: Host) -> None:
+    """Of guests that run, are down, are being stopped, have failed, start at boot, or have no sound file."""
+    guests.configure(
+        two, {**TWO, "killed": guests.SHARED, "down": 'description = "a %i \\\\ b\\\\"\n' + guests.SHARED}
+    )
+    guests.start(two, "killed")
+    two.run("systemctl --no-reload enable kvm@web kvm@down; systemctl kill -s KILL kvm@killed")
+    guests.released(two, "killed")
+    # Nobody in it hears the power button.
+    two.run("systemctl stop --no-block kvm@db")
+    two.wait_for("systemctl show -P ActiveState kvm@db | grep -q deactivating")
+    listed = {one["name"]: one for one in guests.kvmsup(two, "list")["guests"]}
+    told = {"active": "ActiveState", "sub": "SubState", "result": "Result", "description": "Description"}
+    for name, one in listed.items():
+        shown = guests.show(two, f"kvm@{name}", *told.values(), "MainPID", "UnitFileState")
+        assert {key: one[key] for key in told} == {key: shown[key_of] for key, key_of in told.items()}, name
+        assert one["pid"] == (int(shown["MainPID"]) or None), name
+        assert one["enabled"] == (shown["UnitFileState"] == "enabled"), name
+    states = [listed[name]["active"] for name in ("web", "db", "down", "killed")]
+    assert states == ["active", "deactivating", "inactive", "failed"]
+    assert listed["web"]["pid"] and listed["db"]["pid"] and listed["killed"]["pid"] is None
+    two.run("systemctl --no-reload disable kvm@web kvm@down; systemctl kill -s KILL kvm@db")
