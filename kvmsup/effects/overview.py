@@ -33,12 +33,12 @@ class Brief(NamedTuple):
 _RUNS, _DOWN = ("active", "running"), ("inactive", "dead")
 
 
-def guests(root: str) -> list[Brief]:
+def guests(root: str, question: systemctl.Question | None = None) -> list[Brief]:
     """Every guest that has a file or a claim. Raises KvmsupError.
 
-    systemd is asked once for all of them, and meanwhile the rest is read.
+    systemd is asked once for all of them, unless it has been: then that is its answer. Meanwhile the rest is read.
     """
-    question = systemctl.ask_for_loaded("kvm@*.service")
+    question = question or systemctl.ask_for_loaded(systemctl.GUESTS)
     try:
         held, configured, on = claims.read_all(root), configs.names(root), enabled.guests(root)
     finally:

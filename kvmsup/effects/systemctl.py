@@ -107,21 +107,34 @@ def show(names: Sequence[str], properties: Sequence[str]) -> dict[str, dict[str,
     return found
 
 
+# The units of all guests.
+GUESTS = "kvm@*.service"
+
+
 def ask_for_loaded(pattern: str) -> Question:
     """The question for all units of that pattern that systemd has loaded: one answer, whatever their number.
 
     To be shown what a unit is costs systemd as much as ten of them here, as it tells all of its properties.
     """
-    return Question("list-units", "--all", "--full", "--plain", "--no-legend", "--", pattern)
+    return Question("list-units", "--all", "--full", "--plain", "--legend=yes", "--", pattern)
 
 
 def loaded(answer: str) -> dict[str, Loaded]:
-    """The units in an answer to `ask_for_loaded`: lines of `UNIT LOAD ACTIVE SUB DESCRIPTION`."""
+    """The units in an answer to `ask_for_loaded`: columns below a head, up to an empty line.
+
+    The head is UNIT LOAD ACTIVE SUB DESCRIPTION, with JOB before the last word while any of the units has a job.
+    """
+    head, *lines = answer.splitlines() or [""]
+    begins = head.find("DESCRIPTION")
+    if begins < 0:  # there are none
+        return {}
     found = {}
-    for line in answer.splitlines():
+    for line in lines:
         match line.split(None, 4):
-            case [name, _, active, sub, *description]:
-                found[name] = Loaded(active, sub, "".join(description))
+            case [name, _, active, sub, *_]:
+                found[name] = Loaded(active, sub, line[begins:])
+            case _:
+                break
     return found
 
 

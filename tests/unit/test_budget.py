@@ -76,6 +76,8 @@ before = set(sys.modules)
 from kvmsup import cli
 assert cli.plain(sys.argv[2:])
 cli._module(sys.argv[2])
+if sys.argv[2] == "list":
+    from kvmsup.cli import listing
 print(*sorted(set(sys.modules) - before))
 """
 
@@ -83,7 +85,7 @@ print(*sorted(set(sys.modules) - before))
 @pytest.mark.parametrize(
     ("words", "allowed", "most"),
     [
-        (["list"], BASE | {"zlib"}, 32),
+        (["list"], BASE | {"zlib"}, 33),
         (["status", "web"], BASE, 16),
         (["check"], BASE | TOML | {"_sre", "copyreg", "enum", "re", "zlib"}, 36),
     ],

@@ -244,8 +244,9 @@ def test_table_lines_up() -> None:
 )
 def test_a_locale_that_has_no_more_characters(environment: dict[str, str], shown: str) -> None:
     program = (
-        "import sys\nfrom kvmsup import cli\nfrom kvmsup.cli import list as listing, show\n"
-        "listing.at_once = lambda: show.Look({}, ['a \\u00b7 b \\u2026 \\udcff \\xe4'])\nsys.exit(cli.main(['list']))"
+        "import sys\nfrom kvmsup import cli\nfrom kvmsup.cli import listing, show\n"
+        "listing.at_once = lambda _: show.Look({}, ['a \\u00b7 b \\u2026 \\udcff \\xe4'])\n"
+        "sys.exit(cli.main(['list']))"
     )
     kept = {name: value for name, value in os.environ.items() if name not in ("LC_ALL", "LC_CTYPE", "LANG")}
     command = [sys.executable, "-c", program]

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from kvmsup.cli import check, show, status
-from kvmsup.cli import list as listing
+from kvmsup.cli import check, listing, show, status
 from kvmsup.effects import configs, outdated, running
 from kvmsup.entry import generator
 from kvmsup.model import config

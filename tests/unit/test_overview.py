@@ -19,17 +19,38 @@ from tests.unit.trees import systemctl as fake_systemctl
 __all__ = ["fake_systemctl"]  # a fixture
 
 
+LEGEND = """
+Legend: LOAD   -> Reflects whether the unit definition was properly loaded.
+2 loaded units listed.
+"""
+
+
 def test_lines_of_units() -> None:
     answer = (
-        "kvm@a.service loaded active running KVM guest a: what  it  is\n"
-        "kvm@b.service      loaded failed   failed  KVM guest b\n"
-        "kvm@c.service not-found inactive dead\n\nodd\n"
+        "UNIT           LOAD      ACTIVE   SUB     DESCRIPTION\n"
+        "kvm@a.service  loaded    active   running KVM guest a: what  it  is\n"
+        "kvm@b.service  loaded    failed   failed  stop that\n"
+        "kvm@c.service  not-found inactive dead    kvm@c.service\n"
     )
-    assert loaded(answer) == {
+    assert loaded(answer + LEGEND) == {
         "kvm@a.service": Loaded("active", "running", "KVM guest a: what  it  is"),
-        "kvm@b.service": Loaded("failed", "failed", "KVM guest b"),
-        "kvm@c.service": Loaded("inactive", "dead", ""),
+        "kvm@b.service": Loaded("failed", "failed", "stop that"),
+        "kvm@c.service": Loaded("inactive", "dead", "kvm@c.service"),
     }
+
+
+def test_a_job_is_no_part_of_the_description() -> None:
+    answer = (
+        "UNIT           LOAD   ACTIVE       SUB     JOB   DESCRIPTION\n"
+        "kvm@a.service  loaded active       running       stop it\n"
+        "kvm@b.service  loaded deactivating stop    stop  KVM guest b\n"
+    )
+    assert [one.description for one in loaded(answer + LEGEND).values()] == ["stop it", "KVM guest b"]
+
+
+@pytest.mark.parametrize("answer", ["", "\n0 loaded units listed.\n"])
+def test_no_units(answer: str) -> None:
+    assert loaded(answer) == {}
 
 
 @pytest.fixture
@@ -50,7 +71,7 @@ def test_only_what_is_not_plain_is_asked_about(root: str, fake_systemctl: System
     found = {one.name: one for one in overview.guests(root)}
     assert list(found) == ["busy", "down", "failed", "new", "runs", "stops"]
     first, second = log.read_text().splitlines()
-    assert first == "list-units --all --full --plain --no-legend -- kvm@*.service"
+    assert first == "list-units --all --full --plain --legend=yes -- kvm@*.service"
     asked = "kvm@busy.service kvm@failed.service kvm@stops.service"
     assert second == f"show --property Id,ActiveState,SubState,Result,MainPID -- {asked}"
     assert found["runs"][1:6] == ("active", "running", "success", 40, "What  it is")

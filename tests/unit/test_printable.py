@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmsup.cli import check, plan, show
-from kvmsup.cli import list as listing
+from kvmsup.cli import check, listing, plan, show
 from kvmsup.effects import glance, models, outdated, overview, qmp
 from kvmsup.entry import generator
 from kvmsup.errors import ConfigError, Diagnostic, KvmsupError

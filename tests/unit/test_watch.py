@@ -21,7 +21,7 @@ from tests.unit import terminals
 PROGRAM = """
 import itertools, sys
 from kvmsup import cli
-from kvmsup.cli import list as listing, show
+from kvmsup.cli import listing, show
 from kvmsup.errors import KvmsupError
 count = itertools.count(1)
 def look():

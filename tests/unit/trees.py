@@ -125,8 +125,12 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Systemctl:
         shown = [f"Id={unit}\nActiveState={state}\n{rest}" for unit, (state, _) in units.items()]
         (directory / "show").write_text("\n".join(shown))
         subs = {"active": "running", "inactive": "dead"}
-        loaded = [f"{unit} loaded {state} {subs.get(state, 'x')} What  it is\n" for unit, (state, _) in units.items()]
-        (directory / "loaded").write_text("".join(loaded))
+        rows = [("UNIT", "LOAD", "ACTIVE", "SUB", "JOB", "DESCRIPTION")] if units else []
+        rows += [
+            (unit, "loaded", state, subs.get(state, "x"), job, "What  it is") for unit, (state, job) in units.items()
+        ]
+        loaded = ["{:40} {:10} {:13} {:8} {:8} {}\n".format(*row) for row in rows]
+        (directory / "loaded").write_text("".join([*loaded, f"\n{len(units)} loaded units listed.\n"]))
         jobs = [f"{number} {unit} {job} waiting\n" for number, (unit, (_, job)) in enumerate(units.items()) if job]
         (directory / "jobs").write_text("".join(jobs))
         return log
