@@ -7,9 +7,12 @@ properties of one unit.
 
 from __future__ import annotations
 
-from kvmsup.effects import cgroup, claims, configs, enabled, systemctl
+import os
+
+from kvmsup.effects import cgroup, claims, configs, enabled, files, systemctl
 from kvmsup.model import guest
 from kvmsup.model.claim import Claim
+from kvmsup.plan.paths import BINARY
 from kvmsup.records import NamedTuple
 
 
@@ -29,8 +32,11 @@ class Brief(NamedTuple):
     claim: Claim | None
 
 
-# A guest that runs, and one that is down, without ever having failed. What else there is systemd is asked about.
+# A guest that runs, and one that is down, of which the result is taken for good (a condition of a drop-in may have
+# kept it from starting). What else there is systemd is asked about.
 _RUNS, _DOWN = ("active", "running"), ("inactive", "dead")
+# As the kernel cuts off the name of QEMU's program (TASK_COMM_LEN).
+_COMM = os.path.basename(BINARY)[:15]
 
 
 def guests(root: str, question: systemctl.Question | None = None) -> list[Brief]:
@@ -41,18 +47,33 @@ def guests(root: str, question: systemctl.Question | None = None) -> list[Brief]
     question = question or systemctl.ask_for_loaded(systemctl.GUESTS)
     try:
         held, configured, on = claims.read_all(root), configs.names(root), enabled.guests(root)
-    finally:
-        units = systemctl.loaded(question.answer())
+    except BaseException:  # Ctrl-C, too
+        question.dismiss()
+        raise
+    units = systemctl.loaded(question.answer())
     found = [_brief(root, name, units, held.get(name), name in on) for name in sorted({*configured, *held})]
     return _completed(found)
 
 
 def _brief(root: str, name: str, units: dict[str, systemctl.Loaded], claim: Claim | None, is_enabled: bool) -> Brief:
     unit = units.get(f"kvm@{name}.service") or systemctl.Loaded(*_DOWN, "")
-    # QEMU is all that there is in the unit of a guest that runs; beside a reload or a stop systemd knows which it is.
-    found = cgroup.processes(root, claim) if claim and unit[:2] == _RUNS else []
-    pid = found[0] if len(found) == 1 else 0
+    pid = _qemu(root, claim) if claim and unit[:2] == _RUNS else 0
     return Brief(name, unit.active, unit.sub, "success", pid, unit.description, is_enabled, claim)
+
+
+def _qemu(root: str, claim: Claim) -> int:
+    """The pid of a running guest's QEMU; 0 where it is not all that is in its unit, as beside a reload.
+
+    The guest may have ended since systemd said that it runs, and then its unit has another program.
+    """
+    found = cgroup.processes(root, claim)
+    if len(found) != 1:
+        return 0
+    try:
+        name = files.read(f"{root}/proc/{found[0]}/comm")
+    except OSError:
+        return 0
+    return found[0] if name == _COMM else 0
 
 
 def _completed(found: list[Brief]) -> list[Brief]:

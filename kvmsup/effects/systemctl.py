@@ -50,7 +50,9 @@ class Question:
             (os.POSIX_SPAWN_DUP2, complaint, 2),
         ]
         try:
-            self._pid = os.posix_spawnp("systemctl", ["systemctl", *arguments], os.environ, file_actions=actions)
+            # Escape sequences are for terminals, but SYSTEMD_COLORS= may want them in a pipe, too.
+            environment = os.environ | {"SYSTEMD_COLORS": "0"}
+            self._pid = os.posix_spawnp("systemctl", ["systemctl", *arguments], environment, file_actions=actions)
         except OSError as error:
             self._close()
             raise HostError(f"systemctl cannot be run: {error.strerror}") from None
@@ -64,9 +66,24 @@ class Question:
             found, wrong = _read_both(self._printed, self._told)
         finally:
             self._close()
-        if os.waitpid(self._pid, 0)[1]:
+        if self._status():
             raise HostError(f"systemctl {' '.join(self._arguments)}: {wrong.strip()}")
         return found
+
+    def dismiss(self) -> None:
+        """End it without an answer."""
+        self._close()
+        try:
+            os.kill(self._pid, 9)  # signal.SIGKILL; the module imports enum
+        except ProcessLookupError:
+            pass
+        self._status()
+
+    def _status(self) -> int:
+        try:
+            return os.waitpid(self._pid, 0)[1]
+        except ChildProcessError:  # whoever started us ignores SIGCHLD, and nobody is told (wait(2))
+            return 0
 
     def _close(self) -> None:
         os.close(self._printed)
@@ -124,7 +141,7 @@ def loaded(answer: str) -> dict[str, Loaded]:
 
     The head is UNIT LOAD ACTIVE SUB DESCRIPTION, with JOB before the last word while any of the units has a job.
     """
-    head, *lines = answer.splitlines() or [""]
+    head, *lines = answer.split("\n")  # a description may have what splitlines() takes for the end of one
     begins = head.find("DESCRIPTION")
     if begins < 0:  # there are none
         return {}

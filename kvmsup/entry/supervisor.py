@@ -110,8 +110,6 @@ class Supervisor:
             if when is not None and when <= time.monotonic():
                 try:
                     task.act()
-                except claims.Busy:
-                    pass  # it has set a time to try again
                 except KvmsupError as error:
                     journal.say(journal.WARNING, str(error), "supervisor-failed")
 

@@ -194,7 +194,8 @@ def _cpu(table: Table, machine: Machine) -> Cpu:
     found = Cpu(model, features, *_topology(table, vcpus, maxcpus, shape))
     if found.maxcpus > (most := most_vcpus(machine.type)):
         what = f"{found.maxcpus} vCPUs are more than a {machine.type} has"
-        key = next(key for key in ("maxcpus", "vcpus", "cores", "threads", "sockets", "dies") if key in table)
+        keys = ("maxcpus", "cores", *(["vcpus"] if found.vcpus == found.maxcpus else []), "threads", "sockets", "dies")
+        key = next(key for key in keys if key in table)
         table.note(key, what, f"{most} at the most; pc-q35-9.0 and later have {MOST_VCPUS}")
     return found
 
@@ -204,7 +205,7 @@ def most_vcpus(machine: str) -> int:
 
     A distribution's own types, and what is not known here, are left to QEMU.
     """
-    if machine == "pc" or machine.startswith("pc-i440fx-"):
+    if re.fullmatch(r"pc(-i440fx-\d+\.\d+)?", machine):
         return 255
     if not (numbers := re.fullmatch(r"pc-q35-(\d+)\.(\d+)(\.\d+)?", machine)):
         return MOST_VCPUS

@@ -78,7 +78,7 @@ def _machine(guest: Guest) -> Iterator[Option]:
     flash = {"pflash0": "firmware.code", "pflash1": "firmware.nvram"} if machine.firmware == "uefi" else {}
     for one in disks.firmware(guest):
         yield (["-blockdev"], _json(one, f'"filename":"{disks.CHOSEN_CODE}"', '"filename":"', FIRMWARE))
-    # Machine types before pc-q35-9.1 have tables of SMBIOS 2, and QEMU does not start with larger sockets than fit.
+    # Machine types before pc-q35-8.1 have tables of SMBIOS 2, and QEMU does not start with larger sockets than fit.
     wide = {"smbios_entry_point_type": 64} if cpu.dies * cpu.cores * cpu.threads > _MOST_IN_SMBIOS_2 else {}
     yield (["-machine"], props(machine.type, **backend, **flash, **wide, mem_merge=merge, usb="off", vmport="off"))
     if machine.accel == "tcg":

@@ -27,7 +27,7 @@ def test_no_type_of_this_qemu_is_thought_to_have_more_or_fewer() -> None:
     assert ours == {name: config.most_vcpus(name) for name in ours}
 
 
-@pytest.mark.parametrize("machine", ["q35", "pc-q35-rhel8.6.0", "pc-q35-noble", "microvm"])
+@pytest.mark.parametrize("machine", ["q35", "pc-q35-rhel8.6.0", "pc-q35-noble", "pc-i440fx-noble", "microvm"])
 def test_what_is_not_known_is_left_to_qemu(machine: str) -> None:
     assert config.most_vcpus(machine) == config.MOST_VCPUS
 
