@@ -80,8 +80,6 @@ def _crowd(found: Json) -> str:
             "### Memory, wake-ups and CPU time of what stays",
             table(("guests", "who", "PSS, MiB", "wake-ups a minute", "CPU seconds an hour"), _resident(found)),
             _ksm(found["ksm"]),
-            "### Looking at all of them",
-            table(("view", "guests", "kvmsup, ms", "virsh, ms", "wall, ratio", "CPU, ratio"), _views(found)),
         )
     )
 
@@ -118,12 +116,15 @@ def _ksm(found: Json) -> str:
     )
 
 
-def _views(found: Json) -> Iterator[Sequence[object]]:
-    for count, views in found["views"].items():
+def _views(found: Json) -> str:
+    rows = []
+    for count, views in found.items():
         for view, runs in views.items():
             walls = (spread(one["wall"] for one in runs[who]) for who in ("kvmsup", "libvirt"))
             ratios = (f"{targets.ratio(runs, what, 'kvmsup', 'libvirt'):.2f}" for what in ("wall", "cpu"))
-            yield view, count, *walls, *ratios
+            rows.append((view, count, *walls, *ratios))
+    head = ("view", "guests", "kvmsup, ms", "virsh, ms", "wall, ratio", "CPU, ratio")
+    return "\n\n".join(("### Looking at all of them", table(head, rows)))
 
 
 def _stops(found: Json) -> str:
@@ -185,6 +186,7 @@ _SECTIONS = {
     "starts": _starts,
     "units": _units,
     "crowd": _crowd,
+    "views": _views,
     "stops": _stops,
     "generators": _generators,
     "wide": _wide,

@@ -30,6 +30,8 @@ def all_of(found: Json) -> Iterator[Target]:
         yield from _starts(found["starts"])
     if "crowd" in found:
         yield from _crowd(found["crowd"])
+    if "views" in found:
+        yield from _views(found["views"])
     if "stops" in found:
         stops = found["stops"]["stops"]
         yield Target(
@@ -86,8 +88,6 @@ def _crowd(found: Json) -> Iterator[Target]:
     yield Target(f"resident memory with {most} guests", "libvirt's daemons", ours / theirs, 0.5)
     waits = sum(one["waits"] for one in found["resident"][most]["kvmsup"]["idle"])
     yield Target(f"wake-ups while nothing changes, {most} guests", "", waits, 0, "")
-    yield Target("`kvmsup list`, all run", "`virsh list`", _view(found["views"][most], "list"), 1.2)
-    yield Target(f"all figures of {most} as JSON", "`virsh domstats`", _view(found["views"][most], "all figures"), 0.3)
 
 
 def growth(starts: Json) -> Target:
@@ -99,8 +99,13 @@ def growth(starts: Json) -> Target:
     return Target(f"the last starts of {most}", "the first of them", found, 1.25)
 
 
-def _view(found: Json, view: str) -> float:
-    return ratio(found[view], "wall", "kvmsup", "libvirt")
+def _views(found: Json) -> Iterator[Target]:
+    most = max(found, key=int)
+    for view, ours, theirs, bound in (
+        ("list", "`kvmsup list`, all run", "`virsh list`", 1.2),
+        ("all figures", f"all figures of {most} as JSON", "`virsh domstats`", 0.3),
+    ):
+        yield Target(ours, theirs, ratio(found[most][view], "wall", "kvmsup", "libvirt"), bound)
 
 
 def _generators(found: Json) -> Iterator[Target]:

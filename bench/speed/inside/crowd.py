@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Many guests: started one after another and all at once; what is resident and awake meanwhile; what looking costs.
+"""Many guests: started one after another and all at once; what is resident and awake meanwhile.
 
 python3 -m bench.speed.inside.crowd ROUNDS SECONDS COUNT...
 """
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.cli.run import VIRSH, Took, interleaved, run
+from bench.cli.run import VIRSH, run
 from bench.speed.inside.guests import ETC, Shape, check, cpus, define, forget, in_turn
 from bench.speed.inside.peers import Bare, Kvmsup, Libvirt, Peer, argv, cpu_seconds
 
@@ -31,39 +31,38 @@ _CALM_SECONDS = 5.0
 # libvirtd ends when nobody has asked it for 120 s, as Debian has it.
 _LIBVIRT_GONE_SECONDS = 135.0
 _KSM_SECONDS = 60.0
-_PAIRS = 15
-_VIEWS = {
-    "list": (("kvmsup", "list"), (*VIRSH, "list")),
-    "all figures": (("kvmsup", "list", "--json"), (*VIRSH, "domstats")),
-}
 
 
 def measure(counts: Sequence[int], rounds: int, seconds: float) -> Json:
-    """`starts` by count and peer; `resident` and `views` by count; `ksm`, of the most; `nothing`, after them."""
+    """`starts` by count and peer; `resident` by count; `ksm`, of the most; `nothing`, after them."""
+    crowds, every = defined(max(counts))
+    found: Json = {"starts": {}, "resident": {}}
+    for count in counts:
+        names = every[:count]
+        found["starts"][str(count)] = starts(crowds, names, rounds)
+        found["resident"][str(count)] = {who: resident(crowds[who], names, seconds) for who in ("kvmsup", "libvirt")}
+    found["ksm"] = with_ksm(crowds["kvmsup"], every, seconds)
+    forget(every)
+    found["nothing"] = nothing(seconds)
+    return found
+
+
+def defined(count: int) -> tuple[dict[str, Crowd], list[str]]:
+    """So many guests, known to all: each peer's crowd, and their names."""
     # Emulated: a KVM that is software itself needs minutes of CPU time for the firmware of fifty guests.
     shapes = {
         f"crowd-{number}": Shape(64, {0: one}, accel="tcg")
-        for number, one in zip(range(max(counts)), _turns(), strict=False)
+        for number, one in zip(range(count), _turns(), strict=False)
     }
     define(shapes)
     kvmsup = Kvmsup()
     line, first = argv(kvmsup, "crowd-0"), re.compile(r"\bcrowd-0\b")
     lines = {name: [first.sub(name, word) for word in line] for name in shapes}
-    crowds = {
+    return {
         "kvmsup": Crowd(kvmsup, shapes),
         "libvirt": Crowd(Libvirt(), shapes),
         "bare": Crowd(Bare(shapes, lines), shapes),
-    }
-    found: Json = {"starts": {}, "resident": {}, "views": {}}
-    for count in counts:
-        names = list(shapes)[:count]
-        found["starts"][str(count)] = starts(crowds, names, rounds)
-        found["resident"][str(count)] = {who: resident(crowds[who], names, seconds) for who in ("kvmsup", "libvirt")}
-        found["views"][str(count)] = views(crowds, names)
-    found["ksm"] = with_ksm(crowds["kvmsup"], list(shapes), seconds)
-    forget(list(shapes))
-    found["nothing"] = nothing(seconds)
-    return found
+    }, list(shapes)
 
 
 def _turns() -> Iterator[int]:
@@ -188,7 +187,7 @@ def _rest(crowd: Crowd, names: Sequence[str], used: float) -> Json:
 
 
 @contextlib.contextmanager
-def _running(crowds: Sequence[Crowd], names: Sequence[str]) -> Iterator[None]:
+def running(crowds: Sequence[Crowd], names: Sequence[str]) -> Iterator[None]:
     for crowd in crowds:
         crowd.start(names)
     try:
@@ -203,22 +202,22 @@ def resident(crowd: Crowd, names: Sequence[str], seconds: float) -> Json:
     """What is there for `names` while they run, in daemons that are as young as the guests, and how idle that is."""
     daemons, which = ("kvmsup", kvmsup_daemons) if isinstance(crowd.peer, Kvmsup) else ("libvirtd", libvirt_daemons)
     run("systemctl", "restart", daemons)
-    with _running([crowd], names):
+    with running([crowd], names):
         return {"memory": memory(which()), "idle": idle(which(), seconds)}
 
 
 def kvmsup_daemons() -> dict[int, str]:
     """By pid, all that runs below kvmsup's directory of programs, whichever unit it is of; QEMU is the guest."""
-    return {pid: Path(word).name for pid, words in _commands().items() for word in words if "/kvmsup/kvmsup-" in word}
+    return {pid: Path(word).name for pid, words in commands().items() for word in words if "/kvmsup/kvmsup-" in word}
 
 
 def libvirt_daemons() -> dict[int, str]:
     """By pid. machined is there because libvirt registers its guests with it."""
-    names = {pid: Path(words[0]).name for pid, words in _commands().items()}
+    names = {pid: Path(words[0]).name for pid, words in commands().items()}
     return {pid: name for pid, name in names.items() if name.startswith(("libvirt", "virt", "systemd-machined"))}
 
 
-def _commands() -> dict[int, list[str]]:
+def commands() -> dict[int, list[str]]:
     """Command lines by pid, of all processes that have one."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
@@ -275,7 +274,7 @@ def with_ksm(crowd: Crowd, names: Sequence[str], seconds: float) -> Json:
     run("systemctl", "daemon-reload")
     try:
         run("systemctl", "restart", "kvmsup")
-        with _running([crowd], names):
+        with running([crowd], names):
             phase = _after_burst()
             daemons = kvmsup_daemons()
             scanned, began = int(_SCANNED.read_text()), time.monotonic()
@@ -297,32 +296,6 @@ def _after_burst() -> str:
     ):
         time.sleep(0.5)
     return phase
-
-
-def views(crowds: Mapping[str, Crowd], names: Sequence[str]) -> Json:
-    """By view and peer, each run's wall and CPU time in milliseconds; all guests of both run.
-
-    `others` is the CPU time that a pair of runs costs in who is asked: by virsh libvirt's daemons, by kvmsup the rest.
-    """
-    found: Json = {}
-    with _running([crowds["kvmsup"], crowds["libvirt"]], names):
-        for view, (ours, theirs) in _VIEWS.items():
-            asked = libvirt_daemons() | _system()
-            before = {pid: process_seconds(pid) for pid in asked}
-            pair = interleaved(ours, theirs, _PAIRS)
-            cost = {name: 1000 * (process_seconds(pid) - before[pid]) / (_PAIRS + 2) for pid, name in asked.items()}
-            found[view] = {"kvmsup": _took(pair.ours), "libvirt": _took(pair.theirs), "others": cost}
-    return found
-
-
-def _took(runs: Sequence[Took]) -> list[dict[str, float]]:
-    return [one._asdict() for one in runs]
-
-
-def _system() -> dict[int, str]:
-    """Those that systemctl asks."""
-    names = {pid: Path(words[0]).name for pid, words in _commands().items()}
-    return {pid: name for pid, name in names.items() if pid == 1 or name == "dbus-daemon"}
 
 
 def nothing(seconds: float) -> Json:
