@@ -25,7 +25,6 @@ MONITORS = ("control", "supervisor", "admin")
 
 Option = tuple[Word, ...]
 
-
 # Of cores and threads, each of which a byte counts, and 255 says that it does not (DMTF DSP0134, 7.5).
 _MOST_IN_SMBIOS_2 = 254
 
