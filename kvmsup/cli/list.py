@@ -17,7 +17,7 @@ def run(asked: argparse.Namespace) -> int:
 
         return watch.run(listing.in_full if asked.json else listing.at_once, asked.watch, json=asked.json)
     # While systemd answers, which takes as long, the rest is imported and read.
-    question = systemctl.ask_for_loaded(systemctl.GUESTS)
+    question = systemctl.ask_for_guests()
     from kvmsup.cli import listing, show
 
     look = listing.in_full if asked.json else listing.at_once

@@ -27,7 +27,7 @@ _HEADS = ("GUEST", "STATE", "VCPUS", "CPUS", "PLACEMENT", "MEMORY", "PAGES", "NO
 def in_full(question: Question | None = None) -> show.Look:
     """The host and its guests now, with all that programs are told. Raises KvmsupError.
 
-    `question` is systemctl.ask_for_loaded of all guests, where systemd has been asked already.
+    `question` is systemctl.ask_for_guests, where systemd has been asked already.
     """
     return _look(question, ksm.thread(""))
 

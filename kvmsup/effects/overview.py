@@ -44,7 +44,7 @@ def guests(root: str, question: systemctl.Question | None = None) -> list[Brief]
 
     systemd is asked once for all of them, unless it has been: then that is its answer. Meanwhile the rest is read.
     """
-    question = question or systemctl.ask_for_loaded(systemctl.GUESTS)
+    question = question or systemctl.ask_for_guests()
     try:
         held, configured, on = claims.read_all(root), configs.names(root), enabled.guests(root)
     except BaseException:  # Ctrl-C, too
