@@ -12,7 +12,7 @@ import selectors
 import signal
 import time
 
-from kvmsup.effects import claims, journal, ksm, ledger, systemd, udev
+from kvmsup.effects import claims, journal, ledger, systemd, udev
 from kvmsup.entry.resident import Task
 from kvmsup.entry.resident.ballooning import Ballooning
 from kvmsup.entry.resident.merging import Merging
@@ -24,16 +24,6 @@ def main(root: str = "") -> int:
     """Run until SIGTERM; 0, or 1 with the reason on standard error."""
     try:
         Supervisor(root).run()
-    except KvmsupError as error:
-        journal.say(journal.ERROR, str(error), "supervisor-failed")
-        return 1
-    return 0
-
-
-def restore(root: str = "") -> int:
-    """ExecStopPost=: whatever ended the supervisor, the host's settings are as they were found."""
-    try:
-        ksm.restore(root)
     except KvmsupError as error:
         journal.say(journal.ERROR, str(error), "supervisor-failed")
         return 1
