@@ -214,8 +214,10 @@ class Host:
 class Lab:
     """Makes hosts of one Debian suite."""
 
-    def __init__(self, suite: str = "trixie") -> None:
+    def __init__(self, suite: str = "trixie", *, linux_guests: bool = True) -> None:
+        """Hosts without Linux in their guests are emulated in two thirds of the time."""
         self.recipe = Recipe(suite)
+        self._emulated = "tcg" if linux_guests else "turns"
         self._rig: Rig | None = None
 
     def ensure_built(self, progress: Progress | None = None) -> Rig:
@@ -228,7 +230,7 @@ class Lab:
             emulator = build.image(self.recipe.emulator, progress)
             image = build.image(self.recipe, progress)
             rig = Rig(image, emulator, "tcg")
-            rig = Rig(image, emulator, probe.accelerator(rig, progress))
+            rig = Rig(image, emulator, "kvm" if probe.kvm_boots(rig, progress) else self._emulated)
             cache.entry("state", f"{rig.key}-{_BASE}", lambda place: self._save_base(rig, place, progress))
             _drop_old_images(rig)
             self._rig = rig

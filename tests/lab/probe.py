@@ -18,13 +18,13 @@ _SECONDS = 15.0
 _INIT = f"mount -t proc proc /proc\ngrep -qwE 'svm|vmx' /proc/cpuinfo && echo {_MARKER}\npoweroff -f\n"
 
 
-def accelerator(rig: Rig, progress: Progress) -> str:
-    """Whether to run the rig with "kvm" (its kernel reaches user space so) or "tcg"; asked once a boot."""
+def kvm_boots(rig: Rig, progress: Progress) -> bool:
+    """Whether the rig's kernel reaches user space with /dev/kvm; asked once a boot."""
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "tcg"
+        return False
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     key = cache.digest(rig.image.path.name, rig.emulator.path.name, boot)
-    return (cache.entry("probe", key, lambda place: _ask(rig, place, progress)) / "accel").read_text()
+    return (cache.entry("probe", key, lambda place: _ask(rig, place, progress)) / "accel").read_text() == "kvm"
 
 
 def _ask(rig: Rig, place: Path, progress: Progress) -> None:

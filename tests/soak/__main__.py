@@ -43,9 +43,9 @@ class Soak:
         self.ran: Counter[str] = Counter()  # by part
 
     @contextlib.contextmanager
-    def host(self) -> Iterator[Host]:
+    def host(self, *, linux_guests: bool = True) -> Iterator[Host]:
         """A fresh host with the package."""
-        lab = Lab()
+        lab = Lab(linux_guests=linux_guests)
         self.rig = lab.ensure_built(self.progress)
         with lab.fresh(lab.installed(self._deb)) as host:
             yield host
@@ -73,7 +73,7 @@ def run_faults(soak: Soak) -> None:
     soak.progress.stage(f"faults: {len(left)} cases to run, {len(done)} done before")
     while left:
         batch = sorted(left[:_BATCH], key=faults.victim)  # a case goes on with the guest of the one before
-        with soak.host() as host:
+        with soak.host(linux_guests=False) as host:
             base, up = faults.prepare(host), ""
             for case in batch:
                 left.remove(case)
