@@ -36,10 +36,12 @@ check: $(VENV)/ready
 test: $(VENV)/ready $(DEB) | tools
 	@packaging/install-tools ovmf qemu-guest-agent zsh fish
 	python3 -m tests.lab build
-	python3 -m tests.lab build --suite bookworm
+	python3 -m tests.lab build --still
+	python3 -m tests.lab build --still --suite bookworm
 	KVMSUP_DEB=$(DEB) $(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 40 tests/host tests/unit tests/golden
 
 soak: $(VENV)/ready $(DEB) | tools
+	$(VENV)/bin/pip install --quiet --requirement tests/soak/requirements.txt
 	$(PYTHON) -m tests.soak --deb $(DEB) $(SOAK)
 
 golden: $(VENV)/ready

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tests.lab import cache
 from tests.lab.errors import CommandFailed, LabError, LabPanic
 from tests.lab.host import Host, Lab
 from tests.lab.progress import Progress
-from tests.soak import cases, crowd, faults, fuzz, report, watch
+from tests.soak import cases, crowd, faults, fuzz, guided, report, watch
 from tests.soak.consistent import Facts
 from tests.soak.results import Figure, Record, Results, version
 
@@ -25,6 +26,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 FAILURES = REPOSITORY / "build/soak-failures"
 # A host is restored after so many cases, so that one has not all of the others behind it.
 _BATCH = 40
+# The parts that need a host.
+HOSTS = ("faults", "concurrency", "hour")
 # Inputs of the fuzzer that are one line of the results: a minute.
 _PIECE = 10_000
 # The rig's own failure: repeated on a fresh restore, at most twice, and counted.
@@ -54,7 +57,7 @@ class Soak:
         """Write down what was run to its end, and show it."""
         seconds = round(time.monotonic() - began, 1)
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        where = {"host": f"hosts on {self.rig.accel}, {os.cpu_count()} CPUs"} if part != "fuzz" else {}
+        where = {"host": f"hosts on {self.rig.accel}, {os.cpu_count()} CPUs"} if part in HOSTS else {}
         self.results.add(Record(part, name, not wrong, seconds, at, wrong, {**figures, **where}))
         self.failed += bool(wrong)
         self.ran[part] += 1
@@ -149,8 +152,23 @@ def run_fuzz(soak: Soak) -> None:
         first += _PIECE
 
 
+def run_guided(soak: Soak) -> None:
+    """Inputs that coverage leads to, a hundred thousand if not told otherwise; what it has found is gone on with."""
+    count = soak.asked.count or 100_000
+    name = f"{count} inputs, seed {soak.asked.seed}"
+    if name in soak.results.done("guided", again=soak.asked.again):
+        return
+    began = time.monotonic()
+    corpus = cache.root() / "soak/corpus"
+    found, wrong = guided.run(corpus, FAILURES / "guided", soak.asked.seed, count)
+    kept = sum(1 for _ in corpus.iterdir())
+    figures = {"inputs": found.inputs, "branches that they came to": found.branches, "inputs kept": kept}
+    soak.note("guided", name, began, wrong, figures)
+
+
 PARTS: Mapping[str, Callable[[Soak], None]] = {
     "fuzz": run_fuzz,
+    "guided": run_guided,
     "faults": run_faults,
     "concurrency": run_concurrency,
     "hour": run_hour,
@@ -167,7 +185,7 @@ def _share(text: str) -> tuple[int, int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python3 -m tests.soak", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--count", type=int, help="fault cases, or inputs of the fuzzer, to run now")
+    parser.add_argument("--count", type=int, help="fault cases, or inputs of a fuzzer, to run now")
     parser.add_argument("--minutes", type=float, help="of concurrency (default: 10), or of the hour")
     parser.add_argument("--guests", type=int, default=crowd.GUESTS, help="of concurrency (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="decides the order (default: %(default)s)")

@@ -24,7 +24,7 @@ ODD = (
 BITS = ("[", "]", "[[", "]]", "{", "}", "=", ".", ",", '"', "'", '"""', "'''", "#", "\n", "\\", "\0", "a", "1", "\t")
 NAMES = ("a", "b0", "c-d", "root", "io0", "x" * 12)
 BAD_NAMES = ("x" * 16, "A", "-a", "a.b", "0", "mem0", "", "a\x1b[2J", "a,b", "a b", "%n", "$x")
-COUNTS = (1, 1, 2, 2, 3, 4, 8, 16)
+COUNTS = (1, 1, 1, 2, 2, 2, 3, 3, 4, 4, 8, 8, 16, 16, 288)
 # systemd takes neither in the path of a credential.
 NOT_IN_CREDENTIALS = " \\"
 
@@ -91,6 +91,9 @@ class Writer:
     def cpu(self) -> Lines:
         found = [("vcpus", str(self.vcpus))]
         found += [("threads", "2")] if self.threads == 2 else []
+        found += (
+            [("sockets", "1"), ("dies", "1"), ("cores", str(self.vcpus // self.threads))] if self.maybe(0.1) else []
+        )
         found += [("maxcpus", str(2 * self.vcpus))] if self.maybe(0.1) else []
         found += [("model", self.one('"max"', '"qemu64"', '"EPYC-v3"'))] if self.maybe(0.4) else []
         return found + ([("features", self.one('["+pdpe1gb", "-svm"]', "[]", '["+a_b"]'))] if self.maybe(0.3) else [])
@@ -104,6 +107,7 @@ class Writer:
         found += [("emulator", self.cpus())] if self.maybe(0.2) else []
         found += [("scheduler", '"fifo:10"')] if self.dedicated and self.maybe(0.2) else []
         found += [("core-scheduling", self.switch())] if self.maybe(0.1) else []
+        found += [("isolate", self.switch())] if self.dedicated and self.maybe(0.3) else []
         if self.maybe(0.25):
             found += [(f"vcpu.{index}", f'"{index + 1}"') for index in range(self.vcpus)]
         return found
@@ -129,7 +133,9 @@ class Writer:
         found += [("iothread", self.string(self.names[0]))] if self.maybe(0.05) else []
         found += [("cache", self.one('"none"', '"writeback"', '"unsafe"'))] if self.maybe(0.2) else []
         found += [("aio", self.one('"io_uring"', '"native"', '"threads"'))] if self.maybe(0.2) else []
-        found += [("base", self.path()), ("size", '"20G"')] if own and self.maybe(0.4) else []
+        found += [("discard", self.switch())] if self.maybe(0.1) else []
+        if own and self.maybe(0.4):
+            found += [("base", self.path()), ("base-format", self.one('"raw"', '"qcow2"')), ("size", '"20G"')]
         return found + ([("boot", str(self.random.randrange(1, 9)))] if self.maybe(0.2) else [])
 
     def net(self) -> Lines:
@@ -137,6 +143,7 @@ class Writer:
         kind = self.one("bridge", "bridge", "macvtap", "tap", "user")
         found = [(kind, "true" if kind == "user" else over)]
         found += [("mac", self.one('"52:54:00:12:34:56"', '"02:00:00:00:00:01"'))] if self.maybe(0.1) else []
+        found += [("boot", str(self.random.randrange(1, 9)))] if self.maybe(0.1) else []
         return found + ([("queues", self.one("1", "2"))] if self.maybe(0.2) else [])
 
     def credentials(self) -> Lines:
@@ -144,11 +151,19 @@ class Writer:
         names += [self.hostile()] if self.maybe(0.1) else []
         return [(self.key(name), self.path(NOT_IN_CREDENTIALS if self.maybe(0.95) else "")) for name in names]
 
+    def cloud_init(self) -> Lines:
+        names = self.random.sample(("user-data", "meta-data", "network-config"), self.random.randrange(4))
+        return [(name, self.path(NOT_IN_CREDENTIALS)) for name in names]
+
     def numa(self) -> list[str]:
         """All nodes, as they share the vCPUs."""
         half = self.vcpus // 2
         rows = [f"0-{half - 1}", f"{half}-{self.vcpus - 1}"] if half else ["0"]
         found = [f'[numa.{number}]\nvcpus = "{row}"' for number, row in enumerate(rows)]
+        if self.maybe(0.2):
+            found = [f'{one}\nmemory = "512M"' for one in found]
+        if half and self.maybe(0.3):
+            found = [f"{one}\ndistances = {far}" for one, far in zip(found, ("[10, 20]", "[20, 10]"), strict=True)]
         return [f"{one}\nhost-node = {self.one('0', '1')}" if self.maybe(0.3) else one for one in found]
 
     def several(self, table: str, lines: Callable[[], Lines]) -> list[str]:
@@ -173,9 +188,7 @@ class Writer:
         parts += self.several("net", self.net)
         parts += self.numa() if self.maybe(0.2) else []
         parts += [self.section("credentials", self.credentials())] if self.maybe(0.3) else []
-        parts += (
-            [self.section("cloud-init", [("user-data", self.path(NOT_IN_CREDENTIALS))])] if self.maybe(0.2) else []
-        )
+        parts += [self.section("cloud-init", self.cloud_init())] if self.maybe(0.2) else []
         inside = [("ready", self.one("true", '"unit:a.target"')), ("agent", "true")]
         parts += [self.section("guest", inside)] if self.maybe(0.3) else []
         parts += [self.section("console", [("serial", '"interactive"')])] if self.maybe(0.2) else []

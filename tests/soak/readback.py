@@ -22,7 +22,7 @@ from tests.unit.real_manager import Started
 
 _DIRECTIVES = frozenset(
     "SourcePath Description Wants After Requires RequiresMountsFor Slice DeviceAllow CPUAffinity LimitMEMLOCK"
-    " TimeoutStartSec StateDirectory StateDirectoryMode NotifyAccess Environment PrivateNetwork"
+    " Delegate TimeoutStartSec StateDirectory StateDirectoryMode NotifyAccess Environment PrivateNetwork"
     " RestrictAddressFamilies IPAddressDeny SocketBindDeny BindPaths BindReadOnlyPaths LoadCredential"
     " ExecStartPre ExecStart".split()
 )
@@ -32,7 +32,7 @@ _PROPERTIES = {
     "-sandbox": "obsolete elevateprivileges spawn resourcecontrol",
     "-object": "id size hugetlb hugetlbsize share merge prealloc prealloc-threads prealloc-context policy host-nodes"
     " cpu-affinity",
-    "-machine": "memory-backend pflash0 pflash1 mem-merge usb vmport",
+    "-machine": "memory-backend pflash0 pflash1 smbios-entry-point-type mem-merge usb vmport",
     "-accel": "split-wx",
     "-smp": "cpus maxcpus sockets dies cores threads",
     "-m": "size",

@@ -18,12 +18,14 @@ _COLUMNS = (cases.ERROR, cases.KILL, cases.STOP, cases.PAUSE)
 
 def section(key: str, records: Sequence[Record]) -> str:
     """Everything that was run, the last time of each; `key` is the version of the programs as they are now."""
-    parts = {part: [one for one in records if one.part == part] for part in ("faults", "concurrency", "hour", "fuzz")}
+    names = ("faults", "concurrency", "hour", "fuzz", "guided")
+    parts = {part: [one for one in records if one.part == part] for part in names}
     texts = [f"The programs as they are now have the digest {key}; what was run: {_when(records)}"]
     texts += [_faults(key, parts["faults"])] if parts["faults"] else []
     for part in ("concurrency", "hour"):
         texts += [_run(key, one) for one in parts[part]]
     texts += [_fuzz(key, parts["fuzz"])] if parts["fuzz"] else []
+    texts += [_run(key, one) for one in parts["guided"]]
     if panics := sum(one.part == "panics" for one in records):
         texts += [f"The lab's own kernel panicked {panics} times; what it cut short was run again on a fresh host."]
     missing = [part for part, run in parts.items() if not run]

@@ -26,7 +26,7 @@ Figure = float | int | str
 class Record(NamedTuple):
     """One case that was run to its end; `at` is when, in UTC."""
 
-    part: str  # faults | concurrency | hour | fuzz
+    part: str  # faults | concurrency | hour | fuzz | guided
     name: str
     ok: bool
     seconds: float

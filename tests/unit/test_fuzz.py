@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
+import tomllib
+from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -12,11 +16,57 @@ import pytest
 from kvmsup.errors import ConfigError, Diagnostic
 from kvmsup.model import config
 from kvmsup.plan import qemu, unitfile
-from tests.soak import fuzz
+from tests.soak import fuzz, grammar, guided
 
 
 def test_a_few() -> None:
     assert fuzz.run(1, 400) == []
+
+
+def test_the_goldens_guests() -> None:
+    """The checks know all that kvmsup writes; what the grammar leaves out would else be found wrong for nothing."""
+    for path in guided.GOLDEN.rglob("etc/kvmsup/*.toml"):
+        assert fuzz.given(path.read_bytes()) == [], path
+
+
+def test_the_grammar_knows_every_key() -> None:
+    """In files that are sound: the keys of a broken one are never looked at."""
+    missing = {(section, key) for section, keys in config.GUEST_KEYS.items() for key in keys}
+    for number in range(4000):
+        content = grammar.guest(Random(number))
+        with contextlib.suppress(ConfigError):
+            config.read_guest("web", "web.toml", content)
+            missing -= used(tomllib.loads(content.decode()))
+        if not missing:
+            return
+    raise AssertionError(missing)
+
+
+def used(tree: dict[str, Any], above: str = "") -> set[tuple[str, str]]:
+    """Every key of a file as (section, key), as config.GUEST_KEYS has them."""
+    names = {"iothread": "NAME", "numa": "N", "disk": "NAME", "net": "NAME"}
+    found = set()
+    for key, value in tree.items():
+        found.add((above, key))
+        if isinstance(value, dict):
+            found |= used(value, f"{above}.{names.get(above, key)}" if above else key)
+    return found
+
+
+def test_libfuzzers_report_is_read() -> None:
+    text = "#2 INITED cov: 12 ft: 13 corp: 1/1b\n#9 DONE   cov: 34 ft: 40\nstat::number_of_executed_units: 9\n"
+    assert guided.report(text) == guided.Report(9, 34)
+    assert guided.report("==1== ERROR: libFuzzer: fuzz target exited") == guided.Report(0, 0)
+
+
+def test_an_empty_corpus_is_planted_once(tmp_path: Path) -> None:
+    guided.plant(tmp_path / "corpus")
+    planted = sorted((tmp_path / "corpus").iterdir())
+    assert len(planted) > 500
+    planted[0].unlink()
+    guided.plant(tmp_path / "corpus")
+    assert sorted((tmp_path / "corpus").iterdir()) == planted[1:]
+    assert {"vcpus", "base-format", "cloud-init"} <= set(guided.vocabulary())
 
 
 def test_a_few_through_systemd() -> None:

@@ -176,7 +176,7 @@ def test_the_section_has_what_was_run_and_says_what_was_not() -> None:
     assert told in text
     assert "with those of digest abc: nothing was wrong" in report.section("def", [crowd])
     assert "the digest abc; what was run: 2026-01-02; hosts on tcg, 2 CPUs." in text
-    assert "Never run: hour, fuzz." in text
+    assert "Never run: hour, fuzz, guided." in text
     pieces = [
         record(f"seed {seed}, 10 inputs", part="fuzz")._replace(figures={"inputs": 10, "wrong": 1}, version=version)
         for seed, version in ((1, "older"), (7, "abc"))

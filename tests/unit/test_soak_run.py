@@ -54,7 +54,7 @@ class Bench:
 
         class Soak(soak_main.Soak):
             @contextlib.contextmanager
-            def host(self) -> Iterator[Host]:
+            def host(self, *, linux_guests: bool = True) -> Iterator[Host]:  # noqa: ARG002
                 bench.hosts += 1
                 self.rig = cast(Any, type("Rig", (), {"accel": "none"}))
                 yield cast(Host, None)
