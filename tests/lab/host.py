@@ -25,15 +25,17 @@ _KEPT = 3
 _BASE = "base"
 _STALLED = "rcu_preempt kthread starved"
 _UNSETTLED = "systemctl list-jobs --no-legend | grep -q ."
-# Looks at a condition, at most a third of the time: looking is not free on emulated CPUs, and what is waited for needs
-# them too. The pause is a read from a pipe of one's own, as `sleep` is a process.
+# Looks at a condition, at most a third of the time, and the less often the longer it has taken: looking is not free on
+# emulated CPUs, and what is waited for needs them too. The pause is a read from a pipe of one's own, as `sleep` is a
+# process.
 _WAIT = """\
 exec {{never}}<> <(:)
-end=$((SECONDS + {seconds}))
+end=$((SECONDS + {seconds})) first=${{EPOCHREALTIME/./}}
 while began=${{EPOCHREALTIME/./}}; ! out=$({{ {condition}
 }} 2>&1); do
   [ $SECONDS -lt $end ] || {{ echo "$out"; exit 125; }}
-  pause=$(((${{EPOCHREALTIME/./}} - began) * 2))
+  pause=$(((${{EPOCHREALTIME/./}} - began) * 2)) patience=$(((began - first) / 8))
+  [ $pause -ge $patience ] || pause=$patience
   [ $pause -ge {least} ] || pause={least}
   [ $pause -le {most} ] || pause={most}
   printf -v pause %d.%06d $((pause / 1000000)) $((pause % 1000000))
@@ -217,7 +219,7 @@ class Lab:
     def __init__(self, suite: str = "trixie", *, linux_guests: bool = True) -> None:
         """Hosts without Linux in their guests are emulated in two thirds of the time."""
         self.recipe = Recipe(suite)
-        self._emulated = "tcg" if linux_guests else "turns"
+        self._emulated = "tcg" if linux_guests else "tcg in turns"
         self._rig: Rig | None = None
 
     def ensure_built(self, progress: Progress | None = None) -> Rig:

@@ -32,9 +32,9 @@ _running: set[Machine] = set()
 
 @dataclass(frozen=True)
 class Rig:
-    """What a host is run with: its image, the image whose QEMU runs it, and "kvm", "tcg" or "turns".
+    """What a host is run with: its image, the image whose QEMU runs it, and "kvm", "tcg" or "tcg in turns".
 
-    "turns" is tcg with all CPUs in one thread: with a thread each, and more of those than cores, whoever waits for
+    "tcg in turns" has all CPUs in one thread: with a thread each, and more of those than cores, whoever waits for
     another CPU spins until that one's thread has its turn, and two hosts on two cores take half as long again. But a
     Linux guest of such a host waits for ever before it has come up (seen with QEMU 10.0; why was not found).
     """
@@ -66,7 +66,7 @@ class Rig:
 def _accelerator(accel: str) -> list[str]:
     if accel == "kvm":
         return ["-accel", "kvm", "-cpu", "host,+topoext" if _is_amd() else "host"]
-    threads = {"tcg": "multi", "turns": "single"}[accel]
+    threads = {"tcg": "multi", "tcg in turns": "single"}[accel]
     return ["-accel", f"tcg,thread={threads},tb-size=512", "-cpu", _CPU_TCG]
 
 
