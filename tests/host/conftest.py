@@ -2,8 +2,9 @@
 """Owns the fixtures of the host tests: the lab, the package, and hosts with it; what a failure leaves behind.
 
 Each test module is a group and has one host, restored with kvmsup installed. A test that must not share asks for
-`fresh_host`. When the lab's kernel panics, which is the rig's failure, the test is run again, all its fixtures made
-anew, at most twice, and the summary counts it. Nothing else is ever run again.
+`fresh_host`. Where guests run Linux the module, or such a test, is marked `linux_guests`: without, hosts are emulated
+faster. When the lab's kernel panics, which is the rig's failure, the test is run again, all its fixtures made anew, at
+most twice, and the summary counts it. Nothing else is ever run again.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from tests.lab.progress import Progress  # noqa: E402
 
 FAILURES = REPOSITORY / "build/lab-failures"
 _REPEATS = 2
+# The fixtures of a test that runs on a host.
+_ON_HOSTS = frozenset(("lab", "still_lab", "host", "fresh_host"))
 _TAIL = 60
 
 _panics = pytest.StashKey[int]()
@@ -38,11 +41,12 @@ _panicked = pytest.StashKey[bool]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_panics] = 0
+    config.addinivalue_line("markers", "linux_guests: the guests run Linux")
 
 
-def make_lab(pytestconfig: pytest.Config, suite: str) -> Lab:
+def make_lab(pytestconfig: pytest.Config, suite: str, *, linux_guests: bool) -> Lab:
     """The lab of `suite`, built if it is not in the cache; skips where it cannot be."""
-    lab = Lab(suite)
+    lab = Lab(suite, linux_guests=linux_guests)
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     quiet = capture.global_and_fixture_disabled() if capture else contextlib.nullcontext()
     try:
@@ -55,8 +59,14 @@ def make_lab(pytestconfig: pytest.Config, suite: str) -> Lab:
 
 @pytest.fixture(scope="session")
 def lab(pytestconfig: pytest.Config) -> Lab:
-    """The Debian 13 lab, built if it is not in the cache."""
-    return make_lab(pytestconfig, "trixie")
+    """The Debian 13 lab, for whatever guests."""
+    return make_lab(pytestconfig, "trixie", linux_guests=True)
+
+
+@pytest.fixture(scope="session")
+def still_lab(pytestconfig: pytest.Config) -> Lab:
+    """The Debian 13 lab for guests that only have to be there."""
+    return make_lab(pytestconfig, "trixie", linux_guests=False)
 
 
 @pytest.fixture(scope="session")
@@ -70,23 +80,26 @@ def deb() -> Path:
     return max((REPOSITORY / "build").glob("*.deb"), key=lambda path: path.stat().st_mtime)
 
 
-@pytest.fixture(scope="session")
-def installed(lab: Lab, deb: Path) -> str:
-    """The key of the snapshot with the package installed on the base state."""
-    return lab.installed(deb)
+@contextlib.contextmanager
+def restored(request: pytest.FixtureRequest, deb: Path) -> Iterator[Host]:
+    """A host with kvmsup installed, of the lab that who asks for it needs."""
+    marked = request.node.get_closest_marker("linux_guests")
+    lab: Lab = request.getfixturevalue("lab" if marked else "still_lab")
+    with lab.fresh(lab.installed(deb)) as host:
+        yield host
 
 
 @pytest.fixture(scope="module")
-def host(lab: Lab, installed: str) -> Iterator[Host]:
+def host(request: pytest.FixtureRequest, deb: Path) -> Iterator[Host]:
     """The module's host, restored with kvmsup installed. Shared by the module's tests, in their order."""
-    with lab.fresh(installed) as host:
+    with restored(request, deb) as host:
         yield host
 
 
 @pytest.fixture
-def fresh_host(lab: Lab, installed: str) -> Iterator[Host]:
+def fresh_host(request: pytest.FixtureRequest, deb: Path) -> Iterator[Host]:
     """A host with kvmsup installed for this test alone."""
-    with lab.fresh(installed) as host:
+    with restored(request, deb) as host:
         yield host
 
 
@@ -120,7 +133,7 @@ def _keep(item: pytest.Item, name: str, host: Host, report: pytest.TestReport) -
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Runs a test that met a panic of the lab's kernel again, at most twice."""
-    if "lab" not in getattr(item, "fixturenames", ()):
+    if not _ON_HOSTS & set(getattr(item, "fixturenames", ())):
         return None
     from _pytest.runner import runtestprotocol
 

@@ -14,6 +14,8 @@ from tests.host.conftest import REPOSITORY
 from tests.lab.errors import Result
 from tests.lab.host import Host
 
+pytestmark = pytest.mark.linux_guests
+
 SOURCE = "/root/source"
 SKIPPED = 77
 

@@ -8,6 +8,8 @@ import pytest
 from tests.host import guests
 from tests.lab.host import Host
 
+pytestmark = pytest.mark.linux_guests
+
 LINUX = """
 [machine]
 type = "pc-q35-7.2"
@@ -37,6 +39,7 @@ while True:
 @pytest.fixture(scope="module")
 def three(host: Host) -> Host:
     """A host with a guest for each kind of balloon, and one that has no driver for it."""
+    guests.keep_supervisor(host)
     guests.install_demo(host)
     tiny = guests.SHARED.replace("64M", "256M") + '[memory.balloon]\nmin = "128M"\n'
     guests.configure(host, {"hand": LINUX, "auto": LINUX + "auto = true\n", "tiny": tiny})

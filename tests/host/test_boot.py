@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from tests.host import guests
 from tests.lab.host import Host
 
@@ -34,32 +36,33 @@ def shutdowns(host: Host, names: tuple[str, ...]) -> dict[str, list[int]]:
     return found
 
 
-def test_guests_go_down_and_come_up_with_the_host(host: Host) -> None:
+@pytest.mark.linux_guests
+def test_guests_go_down_and_come_up_with_the_host(fresh_host: Host) -> None:
     """Down all at once, but for those that are ordered, each by its power button; up as they are enabled."""
-    guests.install_demo(host)
-    guests.keep_supervisor(host)
+    guests.install_demo(fresh_host)
+    guests.keep_supervisor(fresh_host)
     texts = dict.fromkeys(("db", "app", "lone"), guests.LINUX)
-    host.run("mkdir -p /run/systemd/system/kvm@app.service.d")
-    host.put(b"[Unit]\nAfter=kvm@db.service\n", "/run/systemd/system/kvm@app.service.d/order.conf")
-    guests.configure(host, {"tiny": guests.TINY, **texts})
-    host.run("systemctl enable kvm@tiny; systemctl start kvm@db kvm@app kvm@lone", timeout=240)
+    fresh_host.run("mkdir -p /run/systemd/system/kvm@app.service.d")
+    fresh_host.put(b"[Unit]\nAfter=kvm@db.service\n", "/run/systemd/system/kvm@app.service.d/order.conf")
+    guests.configure(fresh_host, {"tiny": guests.TINY, **texts})
+    fresh_host.run("systemctl enable kvm@tiny; systemctl start kvm@db kvm@app kvm@lone", timeout=240)
     for name in texts:
-        guests.booted(host, name)
-    boot = host.read("/proc/sys/kernel/random/boot_id")
-    host.reboot(timeout=400)
-    stops = shutdowns(host, tuple(texts))
+        guests.booted(fresh_host, name)
+    boot = fresh_host.read("/proc/sys/kernel/random/boot_id")
+    fresh_host.reboot(timeout=400)
+    stops = shutdowns(fresh_host, tuple(texts))
     assert stops["app"][1] <= stops["db"][0], stops
     assert stops["lone"][0] < stops["app"][1] and stops["app"][0] < stops["lone"][1], stops
     for name in texts:
-        said = host.run(f"journalctl -b -1 -o cat -u kvm@{name}").stdout
+        said = fresh_host.run(f"journalctl -b -1 -o cat -u kvm@{name}").stdout
         assert "the guest has shut down" in said.splitlines(), said
-    assert host.read("/proc/sys/kernel/random/boot_id") != boot
-    host.wait_for("[ $(systemctl show -P ActiveState kvm@tiny) = active ]", timeout=120)
-    assert guests.pages(host) == (32, 0)
+    assert fresh_host.read("/proc/sys/kernel/random/boot_id") != boot
+    fresh_host.wait_for("[ $(systemctl show -P ActiveState kvm@tiny) = active ]", timeout=120)
+    assert guests.pages(fresh_host) == (32, 0)
     # Its pages were taken before anything else of the host could scatter its memory.
     entered = "ActiveEnterTimestampMonotonic"
-    when = [int(guests.show(host, unit, entered)[entered]) for unit in ("kvm-setup@tiny", "basic.target")]
+    when = [int(guests.show(fresh_host, unit, entered)[entered]) for unit in ("kvm-setup@tiny", "basic.target")]
     assert 0 < when[0] < when[1]
-    assert guests.allowed(host, guests.pid(host, "tiny"))["CPU 0/KVM"] == "2"
-    guests.kill(host, "tiny")
-    assert guests.leftovers(host) == []
+    assert guests.allowed(fresh_host, guests.pid(fresh_host, "tiny"))["CPU 0/KVM"] == "2"
+    guests.kill(fresh_host, "tiny")
+    assert guests.leftovers(fresh_host) == []

@@ -102,22 +102,23 @@ def test_what_is_unusable_is_refused_by_check_and_at_start_alike(host: Host) -> 
     assert guests.leftovers(host) == []
 
 
-def test_a_guest_sees_its_model_and_siblings(host: Host) -> None:
+@pytest.mark.linux_guests
+def test_a_guest_sees_its_model_and_siblings(fresh_host: Host) -> None:
     """A Linux guest of a named model: what it was not to have is not in its /proc/cpuinfo."""
-    guests.install_demo(host)
-    demo = host.read("/etc/kvmsup/demo.toml")
+    guests.install_demo(fresh_host)
+    demo = fresh_host.read("/etc/kvmsup/demo.toml")
     without = ", ".join(f'"-{name}"' for name in LACKING)
     cpu = f'model = "EPYC-v1"\nfeatures = [{without}]\nvcpus = 2\ncores = 1\nthreads = 2\n'
     head, _, rest = demo.partition("[cpu]\n")
-    guests.configure(host, {"demo": f"{head}[cpu]\n{cpu}\n[{rest.partition('[')[2]}"})
-    guests.start(host, "demo")
-    guests.booted(host, "demo")
-    said = guests.said(host, "demo")
+    guests.configure(fresh_host, {"demo": f"{head}[cpu]\n{cpu}\n[{rest.partition('[')[2]}"})
+    guests.start(fresh_host, "demo")
+    guests.booted(fresh_host, "demo")
+    said = guests.said(fresh_host, "demo")
     assert "model: AMD EPYC Processor" in said
     assert said.count("core 0 siblings 0-1") == 2
-    assert guests.kvmsup(host, "status demo")["cpu"]["missing"] == []
-    flags = guests.inside(host, "demo", "grep -m1 ^flags /proc/cpuinfo").split()
+    assert guests.kvmsup(fresh_host, "status demo")["cpu"]["missing"] == []
+    flags = guests.inside(fresh_host, "demo", "grep -m1 ^flags /proc/cpuinfo").split()
     assert {"avx2", "sha_ni", "topoext"} <= set(flags)
     assert not {"vme", "cx16", "misalignsse", "osvw", "xsavec"} & set(flags)
-    guests.stop(host, "demo")
-    assert guests.leftovers(host) == []
+    guests.stop(fresh_host, "demo")
+    assert guests.leftovers(fresh_host) == []

@@ -16,7 +16,7 @@ from tests.lab.host import Host
 
 @pytest.fixture(scope="module")
 def old_host(pytestconfig: pytest.Config, deb: Path) -> Iterator[Host]:
-    lab = make_lab(pytestconfig, "bookworm")
+    lab = make_lab(pytestconfig, "bookworm", linux_guests=False)
     with lab.fresh(lab.installed(deb)) as host:
         yield host
 

@@ -8,6 +8,8 @@ import pytest
 from tests.host import guests
 from tests.lab.host import Host
 
+pytestmark = pytest.mark.linux_guests
+
 NAME = "demo"
 NEEDED = 128  # 256M in pages of 2M
 
@@ -15,6 +17,7 @@ NEEDED = 128  # 256M in pages of 2M
 @pytest.fixture(scope="module")
 def demo(host: Host) -> Host:
     """A host on which the demo guest has come up."""
+    guests.keep_supervisor(host)
     guests.install_demo(host)
     assert guests.pages(host) == (0, 0)
     guests.start(host, NAME)

@@ -11,6 +11,8 @@ from tests.host import guests
 from tests.lab.host import Host
 from tests.unit.real_qemu import boot_sector
 
+pytestmark = pytest.mark.linux_guests
+
 # The demo guest with a disk of each kind.
 DISKS = """
 [iothread.io0]

@@ -42,8 +42,8 @@ def nowhere(host: Host, guest: str) -> None:
 
 
 @pytest.fixture
-def debian_host(lab: Lab, installed: str) -> Iterator[Host]:
-    with lab.fresh(guest_disk.snapshot(lab, installed)) as host:
+def debian_host(lab: Lab, deb: Path) -> Iterator[Host]:
+    with lab.fresh(guest_disk.snapshot(lab, lab.installed(deb))) as host:
         yield host
 
 
@@ -149,7 +149,7 @@ def test_the_unit_sees_them(host: Host) -> None:
 
 @pytest.fixture
 def old_host(pytestconfig: pytest.Config, deb: Path) -> Iterator[Host]:
-    lab = make_lab(pytestconfig, "bookworm")
+    lab = make_lab(pytestconfig, "bookworm", linux_guests=False)
     with lab.fresh(lab.installed(deb)) as host:
         yield host
 

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.host import guests
+from tests.lab import still
 from tests.lab.host import Host
 
 MANY = [f"many{number}" for number in range(20)]
 # Shared CPUs, so that only the pages are scarce.
-SMALL = """
+SMALL = f"""
 [machine]
 type = "pc-q35-7.2"
+kernel = "{still.PATH}"
 [placement]
 nodes = "0"
 [memory]

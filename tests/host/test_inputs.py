@@ -8,6 +8,9 @@ import pytest
 from tests.host import guests
 from tests.lab.host import Host
 
+# It begins with a kernel of Linux, whether that comes up or not.
+pytestmark = pytest.mark.linux_guests
+
 ODD = [
     "a \"quoted\" 'word'",
     "100% %n %%i",

@@ -16,9 +16,9 @@ DEDICATED = guests.TINY.replace('hugepages = "2M"', "")
 
 
 @pytest.fixture(scope="module")
-def isolated(lab: Lab, deb: Path) -> Iterator[Host]:
+def isolated(still_lab: Lab, deb: Path) -> Iterator[Host]:
     """CPU 3 and 6-7 are isolated: a core of node 1 as a whole, and half a core of node 0."""
-    with lab.boot("isolcpus=3,6-7 nohz_full=6-7") as host:
+    with still_lab.boot("isolcpus=3,6-7 nohz_full=6-7") as host:
         host.install(deb)
         yield host
 

@@ -9,6 +9,8 @@ from kvmsup.catalog import IDS
 from tests.host import guests
 from tests.lab.host import Host
 
+pytestmark = pytest.mark.linux_guests
+
 # No field of a stored entry has the name twice: units add it to what their programs say of the very guest.
 ONLY = "KVMSUP_GUEST"
 

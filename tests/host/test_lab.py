@@ -20,9 +20,9 @@ _SOCKETS = "cat /sys/devices/system/cpu/cpu*/topology/physical_package_id"
 
 
 @pytest.fixture(scope="module")
-def bare(lab: Lab) -> Iterator[Host]:
+def bare(still_lab: Lab) -> Iterator[Host]:
     """A host with nothing added; these tests are about the lab, not about kvmsup."""
-    with lab.fresh() as host:
+    with still_lab.fresh() as host:
         yield host
 
 

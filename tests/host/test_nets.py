@@ -12,6 +12,8 @@ from kvmsup.model import nets
 from tests.host import guests
 from tests.lab.host import Host
 
+pytestmark = pytest.mark.linux_guests
+
 LAN = '[net.lan]\nbridge = "br0"\n'
 BRIDGE = "ip link add br0 type bridge; ip address add 192.0.2.1/24 dev br0; ip link set br0 up"
 BESIDE = """

@@ -7,13 +7,15 @@ import pytest
 
 from kvmsup import cpulist
 from tests.host import guests
+from tests.lab import still
 from tests.lab.host import Host
 
 MANY = 20  # the soak has 50
 ONE = guests.TINY.replace("vcpus = 2", "vcpus = 1").replace('hugepages = "2M"', "")
-PAIR = """
+PAIR = f"""
 [machine]
 type = "pc-q35-7.2"
+kernel = "{still.PATH}"
 [cpu]
 vcpus = 2
 %s
@@ -23,6 +25,11 @@ cpus = "dedicated"
 [memory]
 size = "64M"
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prepared(host: Host) -> None:
+    guests.keep_supervisor(host)
 
 
 def test_as_many_win_as_fit_and_the_others_are_told_who_holds(host: Host) -> None:
@@ -83,7 +90,7 @@ def test_siblings_are_kept_together_apart_or_idle(host: Host) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (PAIR % ("", "[placement.vcpu]\n0 = '2'\n1 = '12'"), "this host has no CPU 12\n  11 | 1 = '12'"),
+        (PAIR % ("", "[placement.vcpu]\n0 = '2'\n1 = '12'"), "this host has no CPU 12\n  12 | 1 = '12'"),
         (PAIR % ("", "[placement.vcpu]\n0 = '2'\n1 = '7'"), "CPU 7 is offline"),
         (PAIR % ("threads = 2", "[placement.vcpu]\n0 = '2'\n1 = '4'"), "CPU 4 is no SMT sibling of vCPU 0's CPU 2"),
         (PAIR % ("threads = 2\nvcpus = 3", ""), "Cannot overwrite a value"),

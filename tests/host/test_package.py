@@ -6,6 +6,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.host import guests
 from tests.lab.host import Host, Lab
 
@@ -126,6 +128,7 @@ def newer(host: Host, deb: Path) -> str:
     return "/var/tmp/new.deb"
 
 
+@pytest.mark.linux_guests
 def test_removal_leaves_a_guest_alone_and_it_still_stops_cleanly(fresh_host: Host) -> None:
     guests.install_demo(fresh_host)
     guests.start(fresh_host, "demo")
@@ -220,9 +223,9 @@ def test_purge_under_a_guest_lets_it_end_as_it_should(fresh_host: Host) -> None:
     assert guests.leftovers(fresh_host) == []
 
 
-def test_a_purge_leaves_nothing(lab: Lab, deb: Path) -> None:
+def test_a_purge_leaves_nothing(still_lab: Lab, deb: Path) -> None:
     """The host's files before and after: installed, a guest with an image of its own, and all gone again."""
-    with lab.fresh() as host:
+    with still_lab.fresh() as host:
         before = files(host)
         host.install(deb)
         image = '[disk.root]\npath = "root.raw"\nformat = "raw"\nsize = "1M"\n'
@@ -245,9 +248,9 @@ def files(host: Host) -> set[str]:
     return {path for path in found if "kvm" in path or "tiny" in path}
 
 
-def test_presets(lab: Lab, deb: Path) -> None:
+def test_presets(still_lab: Lab, deb: Path) -> None:
     """No guest is enabled by a preset, edits are picked up, and the administrator's own presets come first."""
-    with lab.fresh() as host:
+    with still_lab.fresh() as host:
         host.run("mkdir -p /etc/systemd/system-preset")
         host.put(b"disable kvmsup-reload.path\n", "/etc/systemd/system-preset/50-mine.preset")
         host.put(b"disable *\n", "/etc/systemd/system-preset/99-all.preset")

@@ -16,6 +16,8 @@ from tests.host.talking_guest import NAME
 from tests.lab.errors import LabUnavailable
 from tests.lab.host import Host
 
+pytestmark = pytest.mark.linux_guests
+
 FOLLOWER = f"""
 [Unit]
 Requires=kvm-ready@{NAME}.service

@@ -10,6 +10,8 @@ import pytest
 from tests.host import guests
 from tests.lab.host import Host
 
+pytestmark = pytest.mark.linux_guests
+
 QMP = """
 import sys; sys.path.insert(0, "/usr/lib/kvmsup")
 from kvmsup.effects import qmp

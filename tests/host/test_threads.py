@@ -6,12 +6,14 @@ from __future__ import annotations
 import pytest
 
 from tests.host import guests
+from tests.lab import still
 from tests.lab.host import Host
 
 # Two guest nodes of one core each, real-time vCPUs, and an iothread of each kind.
-BUSY = """
+BUSY = f"""
 [machine]
 type = "pc-q35-7.2"
+kernel = "{still.PATH}"
 [cpu]
 vcpus = 4
 threads = 2

@@ -112,9 +112,9 @@ def test_a_kernel_without_ksm(troubled: Host) -> None:
     assert guests.leftovers(troubled) == []
 
 
-def test_control_groups_without_cpuset(lab: Lab, deb: Path) -> None:
+def test_control_groups_without_cpuset(still_lab: Lab, deb: Path) -> None:
     """Guests of one kind run; one of the other kind would not be kept apart from them, and is refused."""
-    with lab.boot("cgroup_disable=cpuset") as host:
+    with still_lab.boot("cgroup_disable=cpuset") as host:
         host.install(deb)
         assert "cpuset" not in host.read("/sys/fs/cgroup/cgroup.controllers")
         guests.configure(host, {"tiny": guests.TINY, "shared": guests.SHARED})

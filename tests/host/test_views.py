@@ -19,6 +19,7 @@ TWO = {"web": guests.TINY, "db": guests.SHARED, "down": guests.SHARED, "broken":
 @pytest.fixture(scope="module")
 def two(host: Host) -> Iterator[Host]:
     """A host with two guests that run, one that is down, and a file that is wrong."""
+    guests.keep_supervisor(host)
     guests.configure(host, TWO)
     for name in ("web", "db"):
         guests.start(host, name)
