@@ -2,7 +2,7 @@
 # make demo    a guest on a real host, from nothing: builds the host and the package, starts kvm@demo, shows it
 # make check   the quick loop: lint, types, unit and golden tests; no root, no KVM, under a minute
 # make test    make check, and everything on real hosts: what CI runs
-# make soak    faults, concurrency, an hour's watch, for hours; SOAK='faults --count 60' for a part; goes on where it was ended
+# make soak    fuzzing, faults, concurrency, an hour's watch, for hours; SOAK='faults --count 60' for a part; goes on where it was ended
 # make golden  write the expected units, pictures and imported domains anew; read the diff like code
 # make deb     build/kvmsup_VERSION_all.deb
 # make bench   kvmsup beside QEMU by itself, libvirt and quadlet; BENCH='--only starts' for a part; rewrites a section of bench/RESULTS.md

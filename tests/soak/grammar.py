@@ -39,6 +39,7 @@ class Writer:
         self.vcpus = random.choice(COUNTS)
         self.threads = 2 if self.vcpus % 2 == 0 and random.random() < 0.2 else 1
         self.dedicated = random.random() < 0.4
+        self.mib = random.choice((512, 1024, 8192, 16384))
         self.names = random.sample(NAMES if random.random() < 0.95 else BAD_NAMES, 3)
 
     def one(self, *these: str) -> str:
@@ -91,10 +92,10 @@ class Writer:
     def cpu(self) -> Lines:
         found = [("vcpus", str(self.vcpus))]
         found += [("threads", "2")] if self.threads == 2 else []
-        found += (
-            [("sockets", "1"), ("dies", "1"), ("cores", str(self.vcpus // self.threads))] if self.maybe(0.1) else []
-        )
-        found += [("maxcpus", str(2 * self.vcpus))] if self.maybe(0.1) else []
+        if self.maybe(0.1):
+            found += [("sockets", "1"), ("dies", "1"), ("cores", str(self.vcpus // self.threads))]
+        elif self.maybe(0.1):
+            found += [("maxcpus", str(2 * self.vcpus))]
         found += [("model", self.one('"max"', '"qemu64"', '"EPYC-v3"'))] if self.maybe(0.4) else []
         return found + ([("features", self.one('["+pdpe1gb", "-svm"]', "[]", '["+a_b"]'))] if self.maybe(0.3) else [])
 
@@ -113,7 +114,7 @@ class Writer:
         return found
 
     def memory(self) -> Lines:
-        found = [("size", self.one('"1G"', '"512M"', '"8G"', '"16G"'))]
+        found = [("size", f'"{self.mib}M"' if self.mib < 1024 else f'"{self.mib // 1024}G"')]
         found += [("ksm", self.switch())] if self.maybe(0.2) else []
         if self.maybe(0.2):
             return [*found, ("balloon.min", '"256M"'), ("balloon.auto", self.switch())]
@@ -161,7 +162,7 @@ class Writer:
         rows = [f"0-{half - 1}", f"{half}-{self.vcpus - 1}"] if half else ["0"]
         found = [f'[numa.{number}]\nvcpus = "{row}"' for number, row in enumerate(rows)]
         if self.maybe(0.2):
-            found = [f'{one}\nmemory = "512M"' for one in found]
+            found = [f'{one}\nmemory = "{self.mib // len(rows)}M"' for one in found]
         if half and self.maybe(0.3):
             found = [f"{one}\ndistances = {far}" for one, far in zip(found, ("[10, 20]", "[20, 10]"), strict=True)]
         return [f"{one}\nhost-node = {self.one('0', '1')}" if self.maybe(0.3) else one for one in found]

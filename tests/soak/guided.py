@@ -15,8 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-from kvmsup.model import config
-from tests.soak import grammar
+from tests.soak import grammar  # which has nothing of kvmsup: what is imported before main() gives no guidance
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # Of the grammar's inputs, for a directory that has none: guests as one meets them are the goldens'.
@@ -24,6 +23,10 @@ _SEEDS = 500
 _LONGEST = 4096
 _STAT = re.compile(r"^stat::number_of_executed_units:\s+(\d+)$", re.MULTILINE)
 _COVERAGE = re.compile(r"\bcov: (\d+) ")
+
+
+class Broken(RuntimeError):
+    """libFuzzer has tried nothing; the text has its own words."""
 
 
 class Report(NamedTuple):
@@ -45,27 +48,38 @@ def plant(corpus: Path) -> None:
 
 
 def run(corpus: Path, failures: Path, seed: int, count: int) -> tuple[Report, str]:
-    """Try `count` inputs; what was wrong with one goes to `failures`, and its last words are returned, else ""."""
+    """Try `count` inputs; one that goes wrong is put into `failures`, and why is returned, else "". Raises Broken."""
     plant(corpus)
     failures.mkdir(parents=True, exist_ok=True)
-    words = failures.parent / "guided.dict"
+    words = failures / "words"
     words.write_text("".join(f'"{word}"\n' for word in vocabulary()))
     options = [f"-runs={count}", f"-seed={seed}", f"-max_len={_LONGEST}", f"-dict={words}", "-print_final_stats=1"]
     command = [sys.executable, "-m", "tests.soak.guided", str(corpus), *options, f"-artifact_prefix={failures}/"]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=Path(__file__).parents[2])
     text = done.stdout + done.stderr
-    return report(text), text[-4000:] if done.returncode else ""
+    if not any(found := report(text)):
+        raise Broken(text[-4000:])
+    return found, why(text) if done.returncode else ""
+
+
+def why(text: str) -> str:
+    """What Python said of the input that went wrong; libFuzzer's last words where it was not Python."""
+    _, _, traceback = text.partition("Uncaught Python exception: ===\n")
+    return traceback[:4000] or text[-4000:]
 
 
 def report(text: str) -> Report:
-    """From libFuzzer's output; zeros where it has come to no end."""
+    """From libFuzzer's output; zeros where nothing was tried."""
     executed, covered = _STAT.search(text), _COVERAGE.findall(text)
     return Report(int(executed[1]) if executed else 0, int(covered[-1]) if covered else 0)
 
 
 def vocabulary() -> list[str]:
     """The words of the format, of which mutations are made, too."""
-    return sorted({word for section, keys in config.GUEST_KEYS.items() for word in (section, *keys) if word})
+    from kvmsup.model import config
+
+    sections = {section.partition(".")[0] for section in config.GUEST_KEYS} - {""}
+    return sorted(sections.union(*config.GUEST_KEYS.values()))
 
 
 def main() -> None:

@@ -54,6 +54,7 @@ def imported(entry: str) -> tuple[set[str], set[str]]:
     [
         ("ended", LEAST, 8),
         ("release", BASE, 29),
+        ("restore", BASE, 18),
         ("stop", BASE | JSON | SOCKETS, 13),
         ("attach", BASE | JSON | SOCKETS, 24),
         ("create", BASE | JSON | {"_struct", "struct"}, 20),

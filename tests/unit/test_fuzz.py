@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import subprocess
+import sys
 import time
 import tomllib
 from pathlib import Path
@@ -17,6 +19,8 @@ from kvmsup.errors import ConfigError, Diagnostic
 from kvmsup.model import config
 from kvmsup.plan import qemu, unitfile
 from tests.soak import fuzz, grammar, guided
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_few() -> None:
@@ -56,7 +60,16 @@ def used(tree: dict[str, Any], above: str = "") -> set[tuple[str, str]]:
 def test_libfuzzers_report_is_read() -> None:
     text = "#2 INITED cov: 12 ft: 13 corp: 1/1b\n#9 DONE   cov: 34 ft: 40\nstat::number_of_executed_units: 9\n"
     assert guided.report(text) == guided.Report(9, 34)
-    assert guided.report("==1== ERROR: libFuzzer: fuzz target exited") == guided.Report(0, 0)
+    assert guided.report("No module named 'atheris'") == guided.Report(0, 0)
+    wrong = "INFO: x\n\n === Uncaught Python exception: ===\nAssertionError: that\n==1== ERROR: libFuzzer: exited\n"
+    assert guided.why(wrong).startswith("AssertionError: that\n")
+    assert guided.why("==1== ERROR: timeout") == "==1== ERROR: timeout"
+
+
+def test_nothing_of_kvmsup_is_there_before_it_is_instrumented() -> None:
+    program = "import sys, tests.soak.guided; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {name for name in done.stdout.split() if name.split(".")[0] in ("kvmsup", "tomllib")}
 
 
 def test_an_empty_corpus_is_planted_once(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from kvmsup.effects import claims, files, ksm
+from kvmsup.entry import restore
 from kvmsup.entry.resident.merging import Merging
 from kvmsup.errors import HostError
 from kvmsup.model.ksm import Figures, Merged, Settings
@@ -305,6 +306,23 @@ def test_it_is_borrowed(found: str, older: bool, tmp_path: Path) -> None:
         ksm.restore(root)
         assert knobs(root) == all_knobs
     assert os.listdir(f"{root}/run/kvmsup") == []
+
+
+def test_what_is_run_after_the_supervisor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tree(tmp_path, KNOBS)
+    ksm.apply(root, Settings(5000, 10))
+    with monkeypatch.context() as broken:
+        broken.setattr(files, "write_attribute", refuse)
+        assert restore.main(root) == 1
+    assert "the kernel refuses" in capsys.readouterr().err
+    assert restore.main(root) == 0
+    assert knobs(root) == KNOBS
+
+
+def refuse(*_: object) -> None:
+    raise HostError("the kernel refuses")
 
 
 def test_the_advisor_is_off_meanwhile(tmp_path: Path) -> None:
