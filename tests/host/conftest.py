@@ -14,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ _REPEATS = 2
 # The fixtures of a test that runs on a host.
 _ON_HOSTS = frozenset(("lab", "still_lab", "host", "fresh_host"))
 _TAIL = 60
+# Minutes from the beginning in which tests on hosts may begin, for whoever has only so many; those left are skipped.
+_MINUTES = os.environ.get("KVMSUP_HOST_MINUTES")
+_BEGAN = time.monotonic()
+_TOO_LATE = "this machine is slow, and the minutes for tests on hosts are over: KVMSUP_HOST_MINUTES is"
 
 _panics = pytest.StashKey[int]()
 _panicked = pytest.StashKey[bool]()
@@ -42,6 +47,17 @@ _panicked = pytest.StashKey[bool]()
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_panics] = 0
     config.addinivalue_line("markers", "linux_guests: the guests run Linux")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before any host is restored for it."""
+    if _MINUTES and _needs_a_host(item) and time.monotonic() - _BEGAN > 60 * float(_MINUTES):
+        pytest.skip(f"{_TOO_LATE} {_MINUTES}")
+
+
+def _needs_a_host(item: pytest.Item) -> bool:
+    return not _ON_HOSTS.isdisjoint(getattr(item, "fixturenames", ()))
 
 
 def make_lab(pytestconfig: pytest.Config, suite: str, *, linux_guests: bool) -> Lab:
@@ -133,7 +149,7 @@ def _keep(item: pytest.Item, name: str, host: Host, report: pytest.TestReport) -
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """Runs a test that met a panic of the lab's kernel again, at most twice."""
-    if not _ON_HOSTS & set(getattr(item, "fixturenames", ())):
+    if not _needs_a_host(item):
         return None
     from _pytest.runner import runtestprotocol
 
@@ -179,3 +195,6 @@ def pytest_terminal_summary(terminalreporter: TerminalReporter, config: pytest.C
         terminalreporter.write_line(
             f"lab panics: {panics} (the rig's; each such test was run again on a fresh restore)"
         )
+    skipped = terminalreporter.stats.get("skipped", [])
+    if late := [report.nodeid for report in skipped if _TOO_LATE in str(report.longrepr)]:
+        terminalreporter.write_line(f"not run, {len(late)}, as {_TOO_LATE} {_MINUTES}:\n  " + "\n  ".join(late))

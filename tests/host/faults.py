@@ -20,8 +20,8 @@ UNITS = ("kvm@tiny", "kvm-setup@tiny")
 
 
 def cases(steps: list[str]) -> list[tuple[str, str]]:
-    """A kill at each of `steps` and an error at every other: a start that fails costs seconds. The soak draws all."""
-    return [(step, "kill") for step in steps] + [(step, "error") for step in steps[::2]]
+    """A kill at each of `steps` and an error at every fourth: a start that fails costs seconds. The soak draws all."""
+    return [(step, "kill") for step in steps] + [(step, "error") for step in steps[::4]]
 
 
 def inject(host: Host, fault: str) -> None:
