@@ -140,13 +140,8 @@ def test_a_kill_at_each_step(host: Host, elastic: int, step: str) -> None:
     assert guests.pid(host, "elastic") == process
     assert len(vcpus(host, "elastic")) == count + more
     assert guests.claim(host, "elastic")["EMULATOR_CPUS"] == new
-
-
-@pytest.mark.usefixtures("elastic")
-def test_after_all_those_kills_everybody_says_the_same(host: Host) -> None:
     assert guests.kvmsup(host, "verify elastic")["ok"]
-    status = guests.kvmsup(host, "status elastic")
-    assert (status["changed"], status["drift"]) == ([], False)
+    assert guests.kvmsup(host, "status elastic")["changed"] == []
 
 
 @pytest.mark.usefixtures("elastic")

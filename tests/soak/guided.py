@@ -16,8 +16,9 @@ from random import Random
 from typing import NamedTuple
 
 from tests.soak import grammar  # which has nothing of kvmsup: what is imported before main() gives no guidance
+from tests.tree import ROOT
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = ROOT / "tests/golden"
 # Of the grammar's inputs, for a directory that has none: guests as one meets them are the goldens'.
 _SEEDS = 500
 _LONGEST = 4096
@@ -55,7 +56,7 @@ def run(corpus: Path, failures: Path, seed: int, count: int) -> tuple[Report, st
     words.write_text("".join(f'"{word}"\n' for word in vocabulary()))
     options = [f"-runs={count}", f"-seed={seed}", f"-max_len={_LONGEST}", f"-dict={words}", "-print_final_stats=1"]
     command = [sys.executable, "-m", "tests.soak.guided", str(corpus), *options, f"-artifact_prefix={failures}/"]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=ROOT)
     text = done.stdout + done.stderr
     if not any(found := report(text)):
         raise Broken(text[-4000:])

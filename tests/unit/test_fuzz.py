@@ -19,8 +19,7 @@ from kvmsup.errors import ConfigError, Diagnostic
 from kvmsup.model import config
 from kvmsup.plan import qemu, unitfile
 from tests.soak import fuzz, grammar, guided
-
-ROOT = Path(__file__).parents[2]
+from tests.tree import ROOT
 
 
 def test_a_few() -> None:
