@@ -38,6 +38,11 @@ def _directory(root: str, node: int, page_size: int) -> str:
     return f"{root}/sys/devices/system/node/node{node}/hugepages/hugepages-{page_size >> 10}kB"
 
 
+def has(root: str, node: int, page_size: int) -> bool:
+    """Whether there is a pool of `node` and `page_size` (bytes): a node can go, and its memory with it."""
+    return os.path.isdir(_directory(root, node, page_size))
+
+
 def pool(root: str, node: int, page_size: int) -> Pool:
     """The pool of `node` and `page_size` (bytes). Raises HostError when the kernel has none."""
     directory = _directory(root, node, page_size)

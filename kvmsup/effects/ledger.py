@@ -10,7 +10,8 @@ import os
 from collections.abc import Iterable, Mapping
 
 from kvmsup import sizes
-from kvmsup.effects import claims, fence, files, hugepages, ready, running, systemctl
+from kvmsup.effects import claims, fence, files, hugepages, journal, ready, running, systemctl
+from kvmsup.errors import KvmsupError
 from kvmsup.model.claim import Claim
 from kvmsup.steps import step
 
@@ -42,28 +43,47 @@ def _standing(setup: systemctl.Unit, guest: systemctl.Unit) -> str:
 def sweep(root: str, known: Mapping[str, Claim], keep: str = "") -> dict[str, Claim]:
     """Give back what stale claims hold and remove them; returns the claims that stand. `keep` is left alone.
 
-    Under the lock a claim that is not held is one whose setup, or release, ended in the middle. It goes at once: what
-    it had added to a pool can be told only until somebody else changes that pool. Raises HostError.
+    One that cannot be given back stands, which is said as its guest's: it keeps nobody else from starting. Raises
+    HostError where systemd does not answer.
     """
     for directory in ("claims", "running", "isolated"):
         files.sweep_parts(f"{root}{claims.RUN}/{directory}")
     for name in ("masks.found", "fences.found"):
         files.sweep_parts(f"{root}{claims.RUN}", name)
-    others = [guest for guest in known if guest != keep]
-    stale = [guest for guest in others if not known[guest].held]
+    left = undo(root, known, keep)
     doubtful = [
         guest
-        for guest in others
-        if known[guest].held and not systemctl.probably_active(root, f"kvm-setup@{guest}.service")
+        for guest, claim in left.items()
+        if guest != keep and claim.held and not systemctl.probably_active(root, f"kvm-setup@{guest}.service")
     ]
-    if doubtful:
-        standing = standings(doubtful)
-        stale += [guest for guest in doubtful if standing[guest] == STALE]
-    left = dict(known)
-    for guest in stale:
-        claim = left.pop(guest)
-        release(root, claim, list(left.values()))
+    standing = standings(doubtful) if doubtful else {}
+    left = _without(root, left, [guest for guest in doubtful if standing[guest] == STALE])
     _put_back(root, left.values())
+    return left
+
+
+def undo(root: str, known: Mapping[str, Claim], keep: str = "") -> dict[str, Claim]:
+    """Give back what claims have that are not held, but for `keep`; returns those that stand.
+
+    Under the lock such a claim is one whose setup, or release, ended in the middle. Whoever changes a pool undoes it
+    first: what it had added there can be told only until then.
+    """
+    return _without(root, known, [guest for guest, claim in known.items() if guest != keep and not claim.held])
+
+
+def _without(root: str, known: Mapping[str, Claim], over: Iterable[str]) -> dict[str, Claim]:
+    """`known` without those of the guests `over`, whose claims are given back, as far as they can be."""
+    left = dict(known)
+    for guest in over:
+        claim = left.pop(guest)
+        try:
+            told = release(root, claim, list(left.values()))
+        except KvmsupError as error:
+            journal.tell(root, guest, journal.ERROR, str(error), "release-failed")
+            left[guest] = claims.read(root, guest) or claim
+            continue
+        for shortfall in told:
+            journal.tell(root, guest, journal.WARNING, shortfall, "pages-left")
     return left
 
 
@@ -80,6 +100,9 @@ def release(root: str, claim: Claim, others: list[Claim]) -> list[str]:
 
     It can end in the middle and be done again. Raises HostError.
     """
+    # A node that is gone has taken its pool along, and what was added there.
+    there = {node: count for node, count in claim.grown.items() if hugepages.has(root, node, claim.page_size)}
+    claim = claim._replace(grown=there)
     if claim.held and claim.grown:
         # From here on the claim says how large the pools will be: pages that went back must not go a second time.
         totals = {node: hugepages.pool(root, node, claim.page_size).total for node in claim.grown}
@@ -88,6 +111,21 @@ def release(root: str, claim: Claim, others: list[Claim]) -> list[str]:
         claims.rewrite(root, claim)
     step("release.pages")
     left = hugepages.give_back(root, claim, others)
+    try:
+        _let_go(root, claim, others)
+    except KvmsupError:
+        # Others' pools may change before it is done again, and its pages are back.
+        claims.rewrite(root, claim._replace(grown={}, absorbed={}, before={}, held=False))
+        raise
+    size = sizes.render(claim.page_size)
+    return [
+        f"{count} hugepages of {size} on node {node} that were added for {claim.guest} are still in use or gone"
+        for node, count in sorted(left.items())
+    ]
+
+
+def _let_go(root: str, claim: Claim, others: list[Claim]) -> None:
+    """Give back all but pages, and remove the claim. Raises HostError."""
     step("release.fence")
     fence.settle(root, others)
     step("release.interrupts")
@@ -103,8 +141,3 @@ def release(root: str, claim: Claim, others: list[Claim]) -> list[str]:
     ready.forget(root, claim.guest)
     running.remove(root, claim.guest)
     claims.remove(root, claim.guest)
-    size = sizes.render(claim.page_size)
-    return [
-        f"{count} hugepages of {size} on node {node} that were added for {claim.guest} are still in use or gone"
-        for node, count in sorted(left.items())
-    ]

@@ -40,7 +40,7 @@ def run(name: str, root: str) -> list[str]:
         if mine.held and _restarting(name):
             # A restart keeps the claim: no other guest may slip in between, and the pages stay in one piece.
             return []
-        return ledger.release(root, mine, list(known.values()))
+        return ledger.release(root, mine, list(ledger.undo(root, known).values()))
 
 
 def _restarting(name: str) -> bool:

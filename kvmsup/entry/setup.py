@@ -167,7 +167,7 @@ def _take(request: Request, found: Backing, root: str) -> None:
     """Place, reserve and hold; under the lock."""
     name = request.guest.name
     step("setup.claims")
-    known = claims.read_all(root)
+    known = ledger.undo(root, claims.read_all(root))
     standing = ledger.sweep(root, known, keep=name)
     mine = standing.pop(name, None)
     others = list(standing.values())

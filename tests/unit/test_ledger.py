@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 from kvmsup.effects import claims, fence, files, hugepages, ledger, systemctl
 from kvmsup.effects.systemctl import Unit
+from kvmsup.entry import release
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from kvmsup.steps import STEPS
@@ -171,6 +173,61 @@ def test_a_setup_that_ended_in_the_middle_is_undone_before_others_change_the_poo
     assert ledger.sweep(root, claims.read_all(root), keep="db") == {}
     assert pools.total(0) == 5
     assert claims.read_all(root) == {}
+
+
+@pytest.mark.usefixtures("fake_systemctl")
+def test_a_release_undoes_first_what_ended_in_the_middle(root: str, pools: Pools) -> None:
+    """A setup that was refused, 4 of its 10 pages having come, while another guest's release waited for the lock."""
+    guest_starts(root, pools, "web")
+    claims.write(root, claim("db", held=False, page_size=PAGE, pages={0: 10}, grown={0: 10}, before={0: 15}))
+    pools.attribute_written(f"{root}{pools.directory(0)}/nr_hugepages", "19")
+    assert release.run("web", root) == []
+    assert (claims.read_all(root), pools.total(0)) == ({}, 5)
+    assert release.run("db", root) == []
+
+
+@pytest.mark.usefixtures("fake_systemctl")
+def test_a_release_that_was_killed_is_undone_by_the_next_of_another_guest(
+    root: str, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest_starts(root, pools, "web")
+    guest_starts(root, pools, "db")
+    monkeypatch.setenv("KVMSUP_FAULT", "release.pages:error")
+    with pytest.raises(HostError):
+        release.run("web", root)
+    monkeypatch.delenv("KVMSUP_FAULT")
+    assert release.run("db", root) == []
+    assert (claims.read_all(root), pools.total(0)) == ({}, 5)
+
+
+@pytest.mark.usefixtures("fake_systemctl")
+@pytest.mark.parametrize("held", [True, False])
+def test_a_node_that_is_gone(root: str, pools: Pools, held: bool) -> None:
+    """It has taken its pool along; what was added on others is given back."""
+    guest_starts(root, pools, "web", pages={0: 10, 1: 6}, grown={0: 10, 1: 6}, before={0: 5, 1: 0}, held=held)
+    shutil.rmtree(f"{root}/sys/devices/system/node/node1")
+    assert release.run("web", root) == []
+    assert (claims.read_all(root), pools.total(0)) == ({}, 5)
+
+
+def test_a_claim_that_cannot_be_given_back_stands_in_nobodys_way(
+    root: str,
+    pools: Pools,
+    fake_systemctl: Systemctl,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """It is told as its guest's; what others have added to its pool by the time it can be is theirs."""
+    fake_systemctl({"kvm-setup@web.service": ("inactive", ""), "kvm@web.service": ("inactive", "")})
+    guest_starts(root, pools, "web")
+    monkeypatch.setenv("KVMSUP_FAULT", "release.fence:error")
+    assert list(ledger.sweep(root, claims.read_all(root), keep="db")) == ["web"]
+    assert "a fault was injected at the step release.fence" in capfd.readouterr().err
+    assert pools.total(0) == 5
+    monkeypatch.delenv("KVMSUP_FAULT")
+    pools.attribute_written(f"{root}{pools.directory(0)}/nr_hugepages", "15")  # by an administrator
+    assert ledger.sweep(root, claims.read_all(root), keep="db") == {}
+    assert (claims.read_all(root), pools.total(0)) == ({}, 15)
 
 
 def test_sweep(root: str, pools: Pools, fake_systemctl: Systemctl) -> None:
