@@ -60,13 +60,18 @@ def _undone(root: str, claim: Claim, pid: int) -> Iterator[str]:
         yield f"{what}\n  hint: systemctl reload kvm@{claim.guest} isolates it again"
 
 
+def is_paused(root: str, name: str) -> bool:
+    """Whether a reload has left guest `name` paused. Raises HostError."""
+    claim = claims.read(root, name)
+    return claim is not None and claim.paused
+
+
 def resume(root: str, name: str, pid: int) -> bool:
     """Let guest `name`, whose QEMU is `pid`, go on where a reload has left it paused; returns whether it was.
 
     Raises Busy while somebody, such as that reload, is at the claims, and KvmsupError.
     """
-    claim = claims.read(root, name)
-    if claim is None or not claim.paused:
+    if not is_paused(root, name):
         return False
     with claims.lock_now(root):
         claim = claims.read(root, name)

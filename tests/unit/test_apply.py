@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 
 from kvmsup import cpulist
-from kvmsup.effects import claims, configs, pin, qmp, running, settle, systemctl, threads
+from kvmsup.effects import claims, configs, pin, qmp, reconfigure, running, settle, systemctl, threads
 from kvmsup.entry import apply
 from kvmsup.entry.resident.ballooning import Ballooning
 from kvmsup.entry.resident.threads import Threads
@@ -456,6 +457,22 @@ def test_an_error_at_each_step(web: Guest, name: str, monkeypatch: pytest.Monkey
     assert not web.different()
 
 
+def test_a_guest_is_not_left_paused_by_a_qemu_that_has_used_up_the_time(
+    web: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor by the look at what vCPUs there are then, which fails, too."""
+    web.edit("vcpus = 2", "vcpus = 4")
+
+    def never(monitor: qmp.Monitor, _slot: reconfigure.Slot) -> int:
+        monitor.deadline = time.monotonic()
+        raise QmpError("QEMU did not answer in time")
+
+    monkeypatch.setattr(reconfigure, "add", never)
+    with pytest.raises(QmpError):
+        web.reload()
+    assert web.runs and not web.held.paused
+
+
 def killed(web: Guest, name: str) -> None:
     """Reload in a process of its own that is gone at the step `name` as by kill -9."""
     child = os.fork()
@@ -541,6 +558,27 @@ def test_the_supervisor_lets_a_paused_guest_go(supervised: Guest, capfd: pytest.
     task.when["web"] = 0.0
     task.act()
     assert not web.runs
+
+
+def test_the_supervisor_tries_again_to_let_a_paused_guest_go(
+    supervised: Guest, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as its QEMU does not answer, which is told once."""
+    web, task = supervised, Threads(supervised.root)
+    web.edit("vcpus = 2", "vcpus = 4")
+    killed(web, "apply.pin-added")
+    monkeypatch.setattr(settle, "_QMP_SECONDS", 0.2)
+    web.process.send_signal(signal.SIGSTOP)
+    capfd.readouterr()
+    for _ in range(2):
+        task.when["web"] = 0.0
+        task.act()
+        assert task.due()
+    assert capfd.readouterr().err.count("its threads could not be looked at") == 1
+    web.process.send_signal(signal.SIGCONT)
+    task.when["web"] = 0.0
+    task.act()
+    assert web.runs and not web.held.paused and task.due() is None
 
 
 def test_the_supervisor_does_not_undo_a_reload(supervised: Guest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ class Threads:
         self.root = root
         self.when: dict[str, float] = {}  # guests whose threads are to be looked at, and when
         self.shaken_by: dict[str, str] = {}  # guest → why that is
+        self.unseen: set[str] = set()  # guests whose QEMU does not answer, of which that has been told
 
     def job_finished(self, unit: str) -> None:
         if unit.startswith("kvm@"):
@@ -58,6 +59,8 @@ class Threads:
             why = self.shaken_by.pop(guest, "")
             if guest in running:
                 self._settle(guest, running[guest], why)
+            else:
+                self.unseen.discard(guest)
 
     def _settle_host(self) -> None:
         """Put back what is fenced off and moved away for all guests. Raises KvmsupError, Busy among it."""
@@ -79,12 +82,18 @@ class Threads:
             if settle.resume(self.root, guest, pid):
                 told = "a reload that ended in the middle had left it paused"
                 journal.tell(self.root, guest, journal.WARNING, told, "left-paused")
+            self.unseen.discard(guest)
         except claims.Busy:
             self.when[guest] = time.monotonic() + _SECOND_LOOK_SECONDS
         except KvmsupError as error:
-            if guest in _running({guest: f"kvm@{guest}.service"}):  # and has not ended meanwhile
+            if guest not in _running({guest: f"kvm@{guest}.service"}):  # it has ended meanwhile
+                return
+            if guest not in self.unseen:
                 told = f"its threads could not be looked at: {error}"
                 journal.tell(self.root, guest, journal.WARNING, told, "threads-unseen")
+            if settle.is_paused(self.root, guest):  # until it goes on
+                self.unseen.add(guest)
+                self.when[guest] = time.monotonic() + _PATIENCE_SECONDS
 
 
 def _running(units: Mapping[str, str]) -> dict[str, int]:
