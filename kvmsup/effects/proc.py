@@ -45,6 +45,15 @@ def stat(directory: str) -> Stat | None:
     return Stat(name, bool(flags & _PF_KTHREAD), bool(flags & _PF_NO_SETAFFINITY), last_cpu, seconds)
 
 
+def environment(directory: str) -> dict[str, str]:
+    """What the process of `directory`, below /proc, was started with, unless it has changed it; nothing if it ended."""
+    try:
+        text = files.read(f"{directory}/environ")
+    except OSError:
+        return {}
+    return dict(word.split("=", 1) for word in text.split("\0") if "=" in word)
+
+
 def allowed(directory: str) -> frozenset[int]:
     """The CPUs that the thread of `directory`, below /proc, may run on; none when it has ended."""
     from kvmsup import cpulist  # who stops a guest has no need of it

@@ -56,9 +56,16 @@ def main(name: str, root: str = "") -> int:
         return 1
     try:
         stopping.listen()
-        run(name, pid, root)
+        status = _applied(name, pid, root)
+        stopping.deafen()
     except stopping.Stopping:
         return stop.end(name, pid, root)
+    return status
+
+
+def _applied(name: str, pid: int, root: str) -> int:
+    try:
+        run(name, pid, root)
     except KvmsupError as error:
         journal.say(journal.ERROR, str(error), error.catalog or "reload-failed")
         return 1
@@ -225,18 +232,20 @@ class _Reload:
             self._claim(self.claim._replace(paused=True))
             monitor.execute("stop")
         try:
-            for slot in missing:
-                step("apply.add")
-                tid = reconfigure.add(monitor, slot)
-                step("apply.pin-added")
-                self._pin_added(slot.vcpu, tid)
-        except KvmsupError as error:
-            failed = error.what
-        there = sum(slot.there for slot in self._slots(monitor))
-        self._claim(self.claim._replace(vcpus=there))
-        self.keys = self.keys | {"cpu.vcpus": there}
-        if self.claim.paused:
-            self._go_on(monitor)
+            try:
+                for slot in missing:
+                    step("apply.add")
+                    tid = reconfigure.add(monitor, slot)
+                    step("apply.pin-added")
+                    self._pin_added(slot.vcpu, tid)
+            except KvmsupError as error:
+                failed = error.what
+            there = sum(slot.there for slot in self._slots(monitor))
+            self._claim(self.claim._replace(vcpus=there))
+            self.keys = self.keys | {"cpu.vcpus": there}
+        finally:
+            if self.claim.paused:
+                self._go_on(monitor)
         if failed:
             raise HostError(f"{failed}; the guest goes on with {there} of {wanted} vCPUs")
 
@@ -257,6 +266,8 @@ class _Reload:
 
     def _go_on(self, monitor: qmp.Monitor) -> None:
         step("apply.run")
+        # A QEMU that has used up the time for all else is told this all the same.
+        monitor.deadline = time.monotonic() + _QMP_SECONDS
         monitor.execute("cont")
         self._claim(self.claim._replace(paused=False))
 

@@ -7,6 +7,7 @@ program even when QEMU is gone.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -36,7 +37,7 @@ def main(name: str, root: str = "") -> int:
         journal.say(journal.ERROR, "attach is run by kvm@.service, with MAINPID=")
         return 1
     try:
-        claim, plugged = _given(pid)
+        claim, plugged = _given(pid, root)
         run(name, pid, claim, root, plugged)
     except stopping.Stopping:
         return 0
@@ -52,15 +53,34 @@ def main(name: str, root: str = "") -> int:
     return 0
 
 
-def _given(pid: int) -> tuple[Claim, Sequence[plugs.Plug]]:
-    """What is to be plugged in where; from here on a stop is heard. QEMU ends with any failure."""
+def _given(pid: int, root: str) -> tuple[Claim, Sequence[plugs.Plug]]:
+    """What is to be plugged in where; from here on a stop is heard. QEMU ends with any failure.
+
+    systemd may have loaded another file since it started QEMU: what is plugged goes with QEMU's command line.
+    """
     try:
         stopping.listen()
-        plugged = plugs.given(os.environ)
-        return claim_text.from_environment(os.environ, "the environment"), plugged
+        claim = claim_text.from_environment(os.environ, "the environment")
+        started = proc.environment(f"{root}/proc/{pid}")
+        _check_generated(claim, started)
+        return claim, plugs.given(started)
     except BaseException:  # Stopping, too
+        _deafen()
         proc.send(pid, signal.SIGTERM)
         raise
+
+
+def _deafen() -> None:
+    """A stop that comes from here on has nothing to add."""
+    with contextlib.suppress(stopping.Stopping):
+        stopping.deafen()
+
+
+def _check_generated(claim: Claim, started: Mapping[str, str]) -> None:
+    """Between setup and QEMU's start, which may wait for a bridge or a mount, systemd can load another file."""
+    if started.get(claim_text.GENERATED, claim.loaded) != claim.loaded:
+        what = "its configuration was edited, and loaded by systemd, after it had been set up and before QEMU started"
+        raise HostError(what, f"systemctl start kvm@{claim.guest}", "not-loaded")
 
 
 def run(name: str, pid: int, claim: Claim, root: str, plugged: Sequence[plugs.Plug] = ()) -> None:
@@ -89,7 +109,9 @@ def run(name: str, pid: int, claim: Claim, root: str, plugged: Sequence[plugs.Pl
             monitor.execute("cont")
             step("attach.look-again")
             _look_again(root, pid, claim, wanted)
+        stopping.deafen()
     except BaseException:  # Stopping, too
+        _deafen()
         if ran:
             from kvmsup.entry import stop  # a good start has no need of it
 

@@ -33,6 +33,14 @@ def listen() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (KILL_SIGNAL,))
 
 
+def deafen() -> None:
+    """A stop is not heard any more, by whoever is done, or is about to do what it would ask for.
+
+    Raises Stopping where one has come just before.
+    """
+    signal.signal(KILL_SIGNAL, signal.SIG_IGN)
+
+
 def _heard(*_: object) -> NoReturn:
     signal.signal(KILL_SIGNAL, signal.SIG_IGN)
     raise Stopping

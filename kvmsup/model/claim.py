@@ -18,6 +18,8 @@ from kvmsup.errors import HostError
 from kvmsup.records import NamedTuple
 
 PREFIX = "KVMSUP_"
+# Beside a claim in QEMU's environment: the fingerprint of the files that its command line was made from.
+GENERATED = "KVMSUP_GENERATED"
 _AFFINITY = "cpu-affinity="
 NOBODY_ELSE = "kvmsup writes it; nobody else should"
 

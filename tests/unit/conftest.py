@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import settings
 from kvmsup import cli
 from kvmsup.cli import show
 from kvmsup.effects import configs
+from kvmsup.entry import stopping
 from tests import schema
 
 settings.register_profile("quick", deadline=None, derandomize=True, database=None, print_blob=True)
@@ -48,7 +50,9 @@ def nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("KVMSUP_FAULT", "KVMSUP_LOADED", "JOURNAL_STREAM", "MAINPID", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     descriptors, children = _descriptors(), _children()
+    heard = signal.getsignal(stopping.KILL_SIGNAL)
     yield
+    signal.signal(stopping.KILL_SIGNAL, heard)  # attach is deaf to it once it is done
     # What earlier tests of the same process had open may well be gone by now.
     assert not {number: what for number, what in _descriptors().items() if descriptors.get(number) != what}
     assert not _children() - children

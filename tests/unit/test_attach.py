@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from kvmsup.entry import attach, stop
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
 from kvmsup.model.claim import Claim
+from kvmsup.plan import plugs
 from kvmsup.plan.plugs import File, Plug
 from kvmsup.steps import STEPS
 from tests.unit import fake_qemu
@@ -223,6 +225,42 @@ def test_main_tells_the_journal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
         assert attach.main("web", fake.root) == 1
         assert fake.process.wait(10) == -signal.SIGTERM
     assert capfd.readouterr().err == "<3>QEMU has vCPUs 1, 2 were asked for\n"
+
+
+def test_another_file_was_loaded_before_qemu_started(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What was claimed would be for another guest than the one that runs."""
+    for line in claim_text.render(wanted()._replace(loaded="0123")).splitlines():
+        monkeypatch.setenv(*line.split("=", 1))
+    monkeypatch.setenv(claim_text.GENERATED, "4567")
+    with fake_qemu.running("good") as fake:
+        monkeypatch.setenv("MAINPID", str(fake.pid))
+        assert attach.main("web", fake.root) == 1
+        assert fake.process.wait(10) == -signal.SIGTERM
+    assert capfd.readouterr().err.splitlines() == [
+        "<3>its configuration was edited, and loaded by systemd, after it had been set up and before QEMU started",
+        "<3>  hint: systemctl start kvm@web",
+    ]
+
+
+def test_another_file_was_loaded_since_qemu_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that was started goes together, and what is plugged goes with that."""
+    disk = Plug("disk.root", File("/proc/version", False, 0, "raw"), ())
+    for line in claim_text.render(wanted()._replace(loaded="0123")).splitlines():
+        monkeypatch.setenv(*line.split("=", 1))
+    monkeypatch.setenv(claim_text.GENERATED, "0123")
+    for name, value in plugs.variables([disk]).items():
+        monkeypatch.setenv(name, value)
+    given: list[Sequence[Plug]] = []
+    with fake_qemu.running("good") as fake:
+        monkeypatch.setenv("MAINPID", str(fake.pid))
+        monkeypatch.setenv(claim_text.GENERATED, "4567")
+        for name, value in plugs.variables([disk._replace(about="disk.other")]).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(attach, "run", lambda *arguments: given.append(arguments[-1]))
+        assert attach.main("web", fake.root) == 0
+    assert given == [(disk,)]
 
 
 def stopped(fake: fake_qemu.Running, patience: float = 10.0) -> float:

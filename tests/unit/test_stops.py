@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from kvmsup.effects import journal, proc
-from kvmsup.entry import ended, stop, stopping
+from kvmsup.entry import apply, attach, ended, stop, stopping
+from kvmsup.errors import HostError
 from kvmsup.model import claim as claim_text
 from kvmsup.plan import ending
 from kvmsup.plan.paths import ENDED
@@ -140,6 +141,57 @@ def test_a_stop_while_attach_runs(step: str, status: int, tmp_path: Path) -> Non
         assert process.wait(30) == 0
         assert fake.process.wait(10) == status
     assert (tmp_path / "said").read_text() == ""
+
+
+def stopped_now(*_: object) -> None:
+    os.kill(os.getpid(), stopping.KILL_SIGNAL)
+
+
+@pytest.mark.parametrize("step", ["attach.verify", "attach.look-again"])
+def test_a_stop_while_attach_ends_a_guest(step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be ended all the same: what is under way is not cut off by it."""
+    asked = []
+
+    def ends(_name: str, pid: int, _root: str) -> int:
+        stopped_now()
+        asked.append(pid)
+        return 0
+
+    monkeypatch.setattr(stop, "end", ends)
+    monkeypatch.setenv("KVMSUP_FAULT", f"{step}:error")
+    for line in claim_text.render(claim("web", [str(CPUS[0])] * 2, emulator=str(CPUS[-1]))).splitlines():
+        monkeypatch.setenv(*line.split("=", 1))
+    with fake_qemu.running("good") as fake:
+        monkeypatch.setenv("MAINPID", str(fake.pid))
+        monkeypatch.setattr(attach.journal, "say", stopped_now)
+        assert attach.main("web", fake.root) == 1
+        assert asked == ([fake.pid] if step == "attach.look-again" else [])
+        if not asked:
+            assert fake.process.wait(10) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("error", [None, HostError("the reload was refused")])
+def test_a_stop_at_the_very_end_of_a_reload(error: HostError | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while it says what went wrong. systemd runs no ExecStop= of such a unit: the reload sees to the guest."""
+    asked = []
+
+    def applied(*_: object) -> None:
+        if error:
+            raise error
+
+    def about_to_be_deaf() -> None:
+        if not error:
+            stopped_now()
+        deafen()
+
+    deafen = stopping.deafen
+    monkeypatch.setattr(stopping, "deafen", about_to_be_deaf)
+    monkeypatch.setattr(stop, "end", lambda _name, pid, _root: asked.append(pid) or 7)
+    monkeypatch.setattr(apply, "run", applied)
+    monkeypatch.setattr(apply.journal, "say", stopped_now)
+    monkeypatch.setenv("MAINPID", "4711")
+    assert apply.main("web") == 7
+    assert asked == [4711]
 
 
 @pytest.mark.parametrize(("key", "status"), [("ExecStartPost", -signal.SIGTERM), ("ExecReload", 0)])
