@@ -131,10 +131,7 @@ def write(root: str, claim: Claim) -> None:
 
 def rewrite(root: str, claim: Claim) -> None:
     """As `write`, of a claim that is there and whose unit is down; over it where /run is full. Raises HostError."""
-    try:
-        write(root, claim)
-    except files.NoRoom:
-        files.overwrite(path(root, claim.guest), claim_text.render(claim))
+    files.rewrite(path(root, claim.guest), claim_text.render(claim))
 
 
 def remove(root: str, guest: str) -> None:

@@ -81,6 +81,16 @@ def replace(path: str, text: str, mode: int = 0o644) -> None:
         raise _cannot_write(path, error) from None
 
 
+def rewrite(path: str, text: str) -> None:
+    """As `replace`; where there is no room for a second file, over the one that is there. Raises HostError."""
+    try:
+        replace(path, text)
+    except NoRoom:
+        if not os.path.exists(path):
+            raise
+        overwrite(path, text)
+
+
 def overwrite(path: str, text: str) -> None:
     """Write over what is at `path`, in the room that it has: for where there is none for a second file.
 
@@ -118,7 +128,8 @@ def sweep_parts(directory: str, of: str = "") -> None:
     except OSError:
         return
     for name in names:
-        if name.startswith(of) and name.endswith(PART):
+        file, _, pid = name.removesuffix(PART).rpartition(".")
+        if name.endswith(PART) and pid.isdecimal() and of in ("", file):
             remove(f"{directory}/{name}")
 
 

@@ -97,4 +97,4 @@ def _keep(root: str, record: Mapping[str, _Fenced]) -> None:
         (unit, cpulist.render(one.found) or _NONE, "kept" if one.kept else _NONE, *map(cpulist.render, one.ours))
         for unit, one in record.items()
     )
-    files.replace(_record(root), "".join(f"{' '.join(words)}\n" for words in lines))
+    files.rewrite(_record(root), "".join(f"{' '.join(words)}\n" for words in lines))

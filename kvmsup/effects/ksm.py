@@ -102,6 +102,7 @@ def restore(root: str) -> None:
             failed = error
     if failed:
         raise failed
+    files.sweep_parts(f"{root}{RUN}", "ksm.found")  # of a supervisor that was killed
     files.remove(_record(root))
 
 

@@ -206,4 +206,5 @@ def _read(root: str) -> dict[str, Borrowed]:
 def _keep(root: str, record: Mapping[str, Borrowed]) -> None:
     lines = (" ".join((key, cpulist.render(one.found), *map(cpulist.render, one.ours))) for key, one in record.items())
     text = "".join(f"{line}\n" for line in lines)
-    files.replace(_record(root), text) if text else files.remove(_record(root))
+    # A release needs no room: it writes what is about to be put back.
+    files.rewrite(_record(root), text) if text else files.remove(_record(root))

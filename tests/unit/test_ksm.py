@@ -325,6 +325,15 @@ def refuse(*_: object) -> None:
     raise HostError("the kernel refuses")
 
 
+def test_what_a_killed_supervisor_was_writing_is_gone_too(tmp_path: Path) -> None:
+    root = tree(tmp_path, KNOBS)
+    ksm.apply(root, Settings(5000, 10))
+    for name in ("ksm.found.123.part", "masks.found.123.part"):
+        (tmp_path / "run/kvmsup" / name).write_text("run")
+    ksm.restore(root)
+    assert [path.name for path in (tmp_path / "run/kvmsup").iterdir() if path.is_file()] == ["masks.found.123.part"]
+
+
 def test_the_advisor_is_off_meanwhile(tmp_path: Path) -> None:
     root = tree(tmp_path, {**KNOBS, "advisor_mode": "none [scan-time]"})
     ksm.apply(root, Settings(5000, 10))

@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import shutil
 import signal
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,10 +19,10 @@ from kvmsup.model.claim import Claim
 from kvmsup.steps import STEPS
 from tests.unit import trees
 from tests.unit.hosts import claim
-from tests.unit.trees import PAGE, Pools, Systemctl, pools
+from tests.unit.trees import PAGE, Pools, Systemctl, pools, small_run
 from tests.unit.trees import systemctl as fake_systemctl
 
-__all__ = ["fake_systemctl", "pools"]  # fixtures
+__all__ = ["fake_systemctl", "pools", "small_run"]  # fixtures
 
 HOLDING, LEAVING, STALE = ledger.HOLDING, ledger.LEAVING, ledger.STALE
 
@@ -255,28 +252,10 @@ def test_what_cannot_be_given_back_is_said(root: str, pools: Pools) -> None:
     assert pools.total(0) == 8
 
 
-@pytest.fixture
-def small_run(root: str) -> Iterator[Path]:
-    """/run as a file system of its own that can be filled."""
-    run = Path(root) / "run"
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", run], capture_output=True, text=True)
-    if mounted.returncode:
-        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
-    (run / "kvmsup/claims").mkdir(parents=True)
-    yield run
-    subprocess.run(["umount", run], check=True)
-
-
-def fill(directory: Path) -> None:
-    with contextlib.suppress(OSError), open(directory / "filler", "wb", buffering=0) as filler:
-        while True:
-            filler.write(bytes(4096))
-
-
 @pytest.mark.usefixtures("fake_systemctl")
 def test_a_full_run_keeps_no_pages(root: str, pools: Pools, small_run: Path) -> None:
     guest_starts(root, pools, "web")
-    fill(small_run)
+    trees.fill(small_run)
     with pytest.raises(files.NoRoom, match=r"web\.env: cannot write: No space left on device$"):
         claims.write(root, claims.read_all(root)["web"])
     assert os.listdir(small_run / "kvmsup/claims") == ["web.env"]
@@ -298,7 +277,7 @@ def test_overwriting_needs_another_page(small_run: Path, more: int) -> None:
     """The kernel writes the part that there is room for, and calls that success."""
     path, old = small_run / "file", "a" * 4000 + "\n"
     path.write_text(old)
-    fill(small_run)
+    trees.fill(small_run)
     files.overwrite(str(path), "b" * 4095 + "\n")
     files.overwrite(str(path), old)
     with pytest.raises(files.NoRoom, match="No space left on device$"):

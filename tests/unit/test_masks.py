@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from kvmsup.effects import masks
+from kvmsup.effects import files, masks
 from kvmsup.errors import HostError
 from kvmsup.model.claim import Claim
 from tests.unit import trees
 from tests.unit.hosts import claim
+from tests.unit.trees import small_run
+
+__all__ = ["small_run"]  # a fixture
 
 FILES = {
     "/proc/irq/default_smp_affinity": "ff",
@@ -82,6 +86,20 @@ def test_all_keep_off_and_come_back(root: str) -> None:
     as_written = {"/proc/irq/default_smp_affinity": "000000ff", "/sys/class/net/eth0/queues/rx-0/rps_cpus": "0000000c"}
     assert now(root) == FILES | as_written
     assert not Path(f"{root}/run/kvmsup/masks.found").exists()
+
+
+def test_a_full_run_keeps_no_masks(root: str, small_run: Path) -> None:
+    """Putting back needs no room; where masks are about to be changed, and that cannot be written down, none is."""
+    masks.settle(root, [isolated("2", "3")])
+    trees.fill(small_run)
+    masks.settle(root, [])
+    assert now(root)["/proc/irq/9/smp_affinity_list"] == "0-3"
+    assert sorted(os.listdir(small_run / "kvmsup")) == ["claims"]
+    trees.fill(small_run)  # the record's page
+    before = now(root)
+    with pytest.raises(files.NoRoom):
+        masks.settle(root, [isolated("2", "3")])
+    assert now(root) == before
 
 
 def test_the_hosts_housekeeping_is_where_they_go(root: str) -> None:

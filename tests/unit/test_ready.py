@@ -551,8 +551,12 @@ def test_no_manager_is_no_reason_to_fail(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_forgetting(root: str) -> None:
+    """What a listener that was killed had begun to write goes, too, and none of another guest's."""
     ready.write(root, "web", Said(True))
+    for name in ("web.123.part", "web2.123.part", "web-2.4.part"):
+        Path(f"{root}/run/kvmsup/ready/{name}").touch()
     ready.forget(root, "web")
+    assert sorted(os.listdir(f"{root}/run/kvmsup/ready")) == ["web-2.4.part", "web2.123.part"]
     ready.forget(root, "web")
     assert ready.read(root, "web") == Said()
     os.mkdir(ready.path(root, "web"))

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,25 @@ def write(root: str, path: str, text: str) -> None:
 
 def read(root: str, path: str) -> str:
     return Path(root + path).read_text().rstrip("\n")
+
+
+@pytest.fixture
+def small_run(root: str) -> Iterator[Path]:
+    """/run of the host at `root` as a file system of its own that can be filled."""
+    run = Path(root) / "run"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", run], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
+    (run / "kvmsup/claims").mkdir(parents=True)
+    yield run
+    subprocess.run(["umount", run], check=True)
+
+
+def fill(directory: Path) -> None:
+    """Leave no page of the file system of `directory`."""
+    with contextlib.suppress(OSError), open(directory / "filler", "wb", buffering=0) as filler:
+        while True:
+            filler.write(bytes(4096))
 
 
 def stat(name: str, cpu: int, flags: int = 0, ticks: tuple[int, int] = (0, 0)) -> str:
