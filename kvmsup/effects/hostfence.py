@@ -7,6 +7,7 @@ changed, and is put back unit by unit, where our value still stands. Callers hol
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 
@@ -81,15 +82,17 @@ def _top(root: str) -> list[str]:
 def _read(root: str) -> dict[str, _Fenced]:
     """A line that makes no sense is left out: nobody else writes it."""
     try:
-        lines = [line.split() for line in files.read(_record(root)).splitlines()]
-        return {
-            unit: _Fenced(
-                cpulist.parse("" if found == _NONE else found), kept == "kept", tuple(map(cpulist.parse, ours))
-            )
-            for unit, found, kept, *ours in (words for words in lines if len(words) > 3)
-        }
-    except (OSError, ValueError):
+        lines = files.read(_record(root)).splitlines()
+    except OSError:
         return {}
+    read = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            unit, found, kept, *ours = line.split()
+            if ours:
+                before = cpulist.parse("" if found == _NONE else found)
+                read[unit] = _Fenced(before, kept == "kept", tuple(map(cpulist.parse, ours)))
+    return read
 
 
 def _keep(root: str, record: Mapping[str, _Fenced]) -> None:

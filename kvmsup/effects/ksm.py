@@ -18,6 +18,8 @@ from kvmsup.model.ksm import PAGE, Figures, Merged, Settings
 from kvmsup.records import NamedTuple
 
 _OFF, _ON, _UNMERGE = "0", "1", "2"
+_CHOICES = {"run": (_OFF, _ON, _UNMERGE), "advisor_mode": ("none", "scan-time")}
+_NUMBERS = ("pages_to_scan", "sleep_millisecs")
 
 
 class _Knob(NamedTuple):
@@ -122,19 +124,27 @@ def _value(root: str, name: str) -> str | None:
 
 
 def _read_record(root: str) -> dict[str, _Knob]:
-    """What was found and what we wrote, by knob. A line that makes no sense is left out: nobody else writes it."""
+    """What was found and what we wrote, by knob. A line that makes no sense is left out: nobody else writes it.
+
+    What the kernel would not take back is one of those: it would be refused again and again, and all else with it.
+    """
     try:
         lines = [line.split() for line in files.read(_record(root)).splitlines()]
     except OSError:
         return {}
     if len(lines) == 1 and len(lines[0]) == 1:  # by kvmsup 0.1.0's first days: run's value alone
-        return {"run": _Knob(lines[0][0], (_ON,))}
-    known = ("run", "pages_to_scan", "sleep_millisecs", "advisor_mode")
+        lines = [["run", *lines[0], _ON]]
     return {
         name: _Knob(found, tuple(ours))
         for name, found, *ours in filter(lambda words: len(words) > 2, lines)
-        if name in known
+        if _is_taken(name, found)
     }
+
+
+def _is_taken(name: str, value: str) -> bool:
+    if name in _CHOICES:
+        return value in _CHOICES[name]
+    return name in _NUMBERS and value.isascii() and value.isdecimal()
 
 
 def _keep_record(root: str, record: Mapping[str, _Knob]) -> None:

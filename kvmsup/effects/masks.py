@@ -8,6 +8,7 @@ Documentation/core-api/irq/irq-affinity.rst, networking/scaling.rst, admin-guide
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Collection, Iterator, Mapping
 
@@ -195,12 +196,16 @@ def _names(root: str) -> Iterator[tuple[int, str]]:
 def _read(root: str) -> dict[str, Borrowed]:
     """A line that makes no sense is left out: nobody else writes it."""
     try:
-        lines = [line.split() for line in files.read(_record(root)).splitlines()]
-        return {
-            key: Borrowed(cpulist.parse(found), tuple(map(cpulist.parse, ours))) for key, found, *ours in lines if ours
-        }
-    except (OSError, ValueError):
+        lines = files.read(_record(root)).splitlines()
+    except OSError:
         return {}
+    found = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            key, was, *ours = line.split()
+            if ours:
+                found[key] = Borrowed(cpulist.parse(was), tuple(map(cpulist.parse, ours)))
+    return found
 
 
 def _keep(root: str, record: Mapping[str, Borrowed]) -> None:

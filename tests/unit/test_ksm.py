@@ -361,12 +361,20 @@ def test_what_an_older_kvmsup_found_is_put_back(tmp_path: Path) -> None:
     assert knobs(root) == KNOBS
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", "garbage 1 2\n", "run 0\n", "run\0x 1 2"])
+@pytest.mark.parametrize("text", ["", "\n\n", "garbage 1 2\n", "run 0\n", "run\0x 1 2", "x", "run", "7", "run x 1"])
 def test_a_broken_record_is_no_reason_to_touch_anything(text: str, tmp_path: Path) -> None:
     root = tree(tmp_path, {**KNOBS, "run": "1"})
     (tmp_path / "run/kvmsup/ksm.found").write_text(text)
     ksm.restore(root)
     assert knobs(root) == {**KNOBS, "run": "1"}
+    assert not ksm.borrowed(root)
+
+
+def test_one_broken_line_costs_no_other(tmp_path: Path) -> None:
+    root = tree(tmp_path, {**KNOBS, "pages_to_scan": "5000"})
+    (tmp_path / "run/kvmsup/ksm.found").write_text("run on 1\npages_to_scan 100 5000\nsleep_millisecs\n")
+    ksm.restore(root)
+    assert knobs(root) == KNOBS
     assert not ksm.borrowed(root)
 
 

@@ -133,6 +133,16 @@ def test_what_somebody_has_moved_back_is_told(root: str) -> None:
     assert trees.read(root, "/sys/class/net/eth0/queues/rx-0/rps_cpus") == "f"
 
 
+def test_a_line_that_was_cut_off_costs_no_other(root: str) -> None:
+    masks.settle(root, [isolated("2", "3")])
+    record = Path(f"{root}/run/kvmsup/masks.found")
+    record.write_text(f"irq/24\nirq/25 x-y 1\n{record.read_text()}irq/77 0- 1")
+    masks.settle(root, [])
+    assert now(root)["/proc/sys/kernel/watchdog_cpumask"] == "0-7"
+    assert now(root)["/proc/irq/9/smp_affinity_list"] == "0-3"
+    assert not record.exists()
+
+
 def test_a_record_that_is_nonsense_is_none(root: str) -> None:
     for text in ("irq/9 0-3\n", "irq/9 x 1\n", "\0\n", ""):
         Path(f"{root}/run/kvmsup/masks.found").write_text(text)
