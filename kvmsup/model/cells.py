@@ -101,9 +101,10 @@ def _cell(table: Table, number: int, cpu: Cpu, share: int, taken: dict[int, int]
     if size == 0:
         table.note("memory", "a guest node without memory", "leave it out for an equal share")
     host_node = table.integer("host-node", 0, 1023)
-    if host_node is not None and topology and host_node not in topology.nodes:
-        there = cpulist.render(topology.nodes)
-        table.note("host-node", f"this host has no node {host_node}", f"its nodes: {there}")
+    if host_node is not None and topology and host_node not in topology.with_memory:
+        lack = f"node {host_node} of this host has no memory"
+        what = lack if host_node in topology.nodes else f"this host has no node {host_node}"
+        table.note("host-node", what, f"its nodes: {cpulist.render(topology.with_memory)}")
     return Cell(vcpus, share if size is None else size, host_node)
 
 

@@ -47,6 +47,11 @@ class Topology(NamedTuple):
     def online(self) -> frozenset[int]:
         return frozenset(self.cpus)
 
+    @property
+    def with_memory(self) -> frozenset[int]:
+        """The nodes that have memory; all where none is told. The kernel binds to no others (mbind(2), EINVAL)."""
+        return frozenset(node for node in self.nodes if self.memory.get(node, 0)) or self.nodes
+
     def siblings(self, number: int) -> frozenset[int]:
         """The online CPUs of `number`'s core. Raises KeyError when `number` is not online."""
         return self.cpus[number].siblings

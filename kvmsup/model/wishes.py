@@ -24,6 +24,9 @@ def read(table: Table, cpu: Cpu, topology: Topology | None) -> Wishes:
     if nodes and topology and not nodes <= topology.nodes:
         missing, there = cpulist.render(nodes - topology.nodes), cpulist.render(topology.nodes)
         table.note("nodes", f"this host has no node {missing}", f"its nodes: {there}")
+    elif nodes and topology and not nodes & topology.with_memory:
+        what = f"node {cpulist.render(nodes)} of this host has no memory"
+        table.note("nodes", what, f"nodes with memory: {cpulist.render(topology.with_memory)}")
     emulator = table.cpus("emulator", '"0-1"')
     if emulator and topology:
         check_on_host(table, "emulator", emulator, topology)

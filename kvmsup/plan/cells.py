@@ -59,6 +59,10 @@ def chosen_by_user(guest: Guest, topology: Topology) -> tuple[int, ...]:
             where = f", not on {node}" if cell.host_node is not None else ""
             hint = f"choose CPUs of one node for vCPU {cpulist.render(cell.vcpus)}"
             raise Refusal(f"placement.vcpu: {what}{where}", hint, "no-cpus")
+        if node not in topology.with_memory:
+            what = f"guest node {number} would be on node {node}, which has no memory"
+            hint = f"choose CPUs of node {cpulist.render(topology.with_memory)}"
+            raise Refusal(f"placement.vcpu: {what}", hint, "no-cpus")
         nodes.append(node)
     return tuple(nodes)
 
@@ -66,7 +70,7 @@ def chosen_by_user(guest: Guest, topology: Topology) -> tuple[int, ...]:
 def _assign(guest: Guest, scene: Scene, fits: Fits) -> tuple[int, ...] | None:
     """From each node outwards, the largest cell first: whichever node it takes, the others find theirs."""
     topology = scene.topology
-    allowed = sorted(guest.placement.nodes or topology.nodes)
+    allowed = sorted((guest.placement.nodes or topology.nodes) & topology.with_memory)
     found = []
     for seed in allowed:
         nodes = _outwards(guest, scene, sorted(allowed, key=lambda node: (topology.distance(seed, node), node)), fits)

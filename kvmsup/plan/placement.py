@@ -345,7 +345,7 @@ def _one_node(guest: Guest, scene: Scene, nodes: frozenset[int]) -> int:
 
 
 def _with_closest(guest: Guest, scene: Scene, nodes: frozenset[int], allowed: frozenset[int]) -> frozenset[int]:
-    """`nodes` and the closest others until the memory fits; `nodes` alone where it fits nowhere.
+    """`nodes` and the closest others until the memory fits; `nodes` alone, if they have any, where it fits nowhere.
 
     Ordinary pages are not reserved, so that is no reason to refuse: others may give memory back, or be swapped out.
     """
@@ -358,4 +358,4 @@ def _with_closest(guest: Guest, scene: Scene, nodes: frozenset[int], allowed: fr
         found.add(node)
         if _free_on(found, scene) >= guest.memory.size:
             return frozenset(found)
-    return nodes
+    return nodes if nodes & scene.topology.with_memory else frozenset(found)

@@ -145,3 +145,15 @@ def test_any_depth_of_nesting_is_told(kind: str) -> None:
             assert found.startswith("web.toml:5:1: x: unknown key")
         elif depth > 32:
             assert found in (f"web.toml: {told}" for told in ("not read: tables in tables, over 32 deep", GIVEN_UP))
+
+
+def test_a_node_without_memory() -> None:
+    found = synthetic(2, 2, 1)._replace(memory={0: 1 << 30, 1: 0})
+    assert said(SOUND + b'[placement]\nnodes = "0-1"\n', found) == ""
+    assert said(SOUND + b'[placement]\nnodes = "1"\n', found).splitlines()[0::3] == [
+        "web.toml:6:9: placement.nodes: node 1 of this host has no memory",
+        "  hint: nodes with memory: 0",
+    ]
+    cells = b'[cpu]\nvcpus = 2\n[numa.0]\nvcpus = "0"\nhost-node = 0\n[numa.1]\nvcpus = "1"\nhost-node = %d\n'
+    assert "numa.1.host-node: node 1 of this host has no memory\n" in said(SOUND + cells % 1, found)
+    assert "numa.1.host-node: this host has no node 2\n" in said(SOUND + cells % 2, found)

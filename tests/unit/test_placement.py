@@ -446,6 +446,27 @@ def test_cells(
         assert found.nodes_of(cpu for index in one.vcpus for cpu in placed.vcpu[index]) == {node}
 
 
+# Of two nodes of four CPUs the second has no memory.
+HALF = TWO._replace(memory={0: 4 << 30, 1: 0})
+
+
+def test_memory_is_where_there_is_some() -> None:
+    """The kernel binds nothing to a node without (mbind(2)), whether or not the guest fits elsewhere."""
+    for asked in (guest(2, cells=[cell("0"), cell("1")]), guest(4, dedicated=True, cells=[cell("0"), cell("1-3")])):
+        free = {0: 1 << 20, 1: 0}
+        if asked.placement.dedicated:
+            with pytest.raises(Refusal, match="^4 dedicated CPUs: there is room for "):
+                place(asked, HOST, HALF, [], free)
+        else:
+            assert place(asked, HOST, HALF, [], free).cells == (0, 0)
+    alone = guest(1, dedicated=True, size=2 << 30, vcpu=["3"])
+    assert HALF.node_of(3) == 1
+    assert 0 in place(alone, HOST, HALF, [], {0: 1 << 20, 1: 0}).nodes
+    pinned = guest(2, cells=[cell("0"), cell("1")], vcpu=["1", "3"])
+    with pytest.raises(Refusal, match="^placement.vcpu: guest node 1 would be on node 1, which has no memory"):
+        place(pinned, HOST, HALF, [], {0: 4 << 30, 1: 0})
+
+
 def test_cells_follow_memory_and_claim_pages_by_node() -> None:
     asked = guest(2, dedicated=True, page_size=PAGES, size=3 << 30, cells=[cell("0", None, 2 << 30), cell("1")])
     placed = place(asked, HOST, LINE, [], {0: 4 << 30, 1: 1 << 30, 2: 0, 3: 2 << 30})
