@@ -96,7 +96,7 @@ def read_guest(name: str, file: str, content: bytes, topology: Topology | None =
     placement = wishes.read(_section(top, "placement"), cpu, topology)
     if cpu.threads > 1 and not placement.dedicated:
         what = "the guest sees SMT siblings, but vCPUs on shared CPUs are none"
-        _section(top, "cpu").note("threads", what, 'threads = 1, or cpus = "dedicated"', severity="warning")
+        document.note(("cpu", "threads"), what, 'threads = 1, or cpus = "dedicated"', severity="warning")
     memory = _memory(_section(top, "memory"))
     iothreads = wishes.read_iothreads(_section(top, "iothread"), GUEST_KEYS["iothread.NAME"], topology)
     found = cells.read(_section(top, "numa"), GUEST_KEYS["numa.N"], cpu, memory, topology)

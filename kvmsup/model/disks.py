@@ -100,7 +100,8 @@ def _read_only(table: Table, bus: str) -> bool:
 
 def _made(table: Table, path: str, read_only: bool) -> tuple[int, str]:
     """The size in bytes and the base that a new image gets; 0 and "" where nothing is made."""
-    size, base = table.size("size") or 0, table.text("base", "", '"/srv/debian13.qcow2"')
+    written, base = table.size("size"), table.text("base", "", '"/srv/debian13.qcow2"')
+    size = written or 0
     if base and (why := hostpaths.wrong(base) or hostpaths.unshowable(base)):
         table.note("base", *why)
     elif hostpaths.is_device(base):
@@ -113,7 +114,7 @@ def _made(table: Table, path: str, read_only: bool) -> tuple[int, str]:
     if size % _SECTOR:
         fits = sizes.render(size // _SECTOR * _SECTOR + _SECTOR)
         table.note("size", f"{size} bytes are no whole number of sectors", f'size = "{fits}"')
-    elif table.values.get("size") is not None and table.size("size") == 0:
+    elif written == 0:
         table.note("size", "a disk without room", 'size = "20G"')
     elif size and not base and read_only:
         table.note("size", "an empty disk that nobody can write", "leave read-only out, or name a base")

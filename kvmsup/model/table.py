@@ -320,8 +320,11 @@ class Table:
 
     def table(self, key: str, known: Sequence[str]) -> Table:
         """The table under `key`; an empty one where it is absent. No `known` means: any key."""
-        values = self._typed(key, dict, "")
-        return Table(self.document, (*self.path, key), values or {}, known)
+        path, values = (*self.path, key), self.values.get(key)
+        if isinstance(values, list) and values and isinstance(values[0], dict):
+            self.note(key, "this is a list of tables; expected a table", f"write [{dotted(path)}], with one bracket")
+            return Table(self.document, (*path, 0), values[0], known)  # what is in it is looked at all the same
+        return Table(self.document, path, self._typed(key, dict, "") or {}, known)
 
     def __contains__(self, key: str) -> bool:
         return key in self.values

@@ -61,8 +61,12 @@ def check_text(text: str) -> None:
     assert len(text) < 100_000, len(text)
 
 
+_LOADED = "0123456789abcdef"
+
+
 def check_told(error: ConfigError) -> None:
-    """Every finding has a place, and one of them is an error."""
+    """Every finding has a place and is told once, and one of them is an error."""
+    assert len(set(map(str, error.diagnostics))) == len(error.diagnostics)
     assert any(found.severity == "error" for found in error.diagnostics)
     for found in error.diagnostics:
         assert not found.source or 1 <= found.column <= len(found.source) + 1
@@ -95,10 +99,10 @@ class _Values(dict[str, str]):
 
 def check_units(guest: Guest, host: Host) -> None:
     """The drop-ins as systemd's documentation reads them."""
-    texts = dropin.render(guest, host, "/etc/kvmsup/web.toml", "0123456789abcdef")
+    texts = dropin.render(guest, host, "/etc/kvmsup/web.toml", _LOADED)
     setup, own = (systemd_syntax.directives(text) for text in texts.values())
     assert [key for key, _ in setup if key != "TimeoutStartSec"] == ["SourcePath", "Environment"]
-    assert agreed.outline_in(next(iter(texts.values())), "0123456789abcdef") == agreed.outline(guest)
+    assert agreed.outline_in(next(iter(texts.values())), _LOADED) == agreed.outline(guest)
     found = {key: [one for name, one in own if name == key] for key in {name for name, _ in own}}
     assert set(found) <= _DIRECTIVES
     for key in ("Description", "Slice", "RequiresMountsFor", "ExecStartPre", "CPUAffinity", "SourcePath"):
@@ -141,7 +145,8 @@ def _check_environment(guest: Guest, lines: list[str]) -> None:
     assert plugs.given(variables) == tuple(plugs.parse(plugs.render(plugged)))
     assert [*map(str, plugs.given(variables))] == [*map(str, plugs.parse(plugs.render(plugged)))]
     assert images.parse(variables.get(images.VARIABLE, "[]")) == tuple(images.of(guest))
-    assert set(variables) <= {plugs.VARIABLE, images.VARIABLE, firstboot.SEED}
+    assert variables[claims.GENERATED] == _LOADED
+    assert set(variables) <= {claims.GENERATED, plugs.VARIABLE, images.VARIABLE, firstboot.SEED}
 
 
 def check_options(argv: list[str]) -> None:

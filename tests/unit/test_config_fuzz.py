@@ -98,8 +98,9 @@ def document(values: Mapping[str, Any]) -> bytes:
 
 
 def check_told(error: ConfigError) -> None:
-    """Every finding has a place, and a text that can go to a terminal."""
+    """Every finding has a place, and a text that can go to a terminal, and is told once."""
     assert error.diagnostics
+    assert len(set(map(str, error.diagnostics))) == len(error.diagnostics)
     assert any(found.severity == "error" for found in error.diagnostics)
     for found in error.diagnostics:
         assert str(found).replace("\n", "").isprintable()
@@ -130,7 +131,7 @@ def check_dropin(guest: Guest) -> None:
     """The drop-in has the directives it should, each once, and QEMU's argv has nothing of systemd's left in it."""
     for name, text in dropin.render(guest, Host(None, "never"), "/etc/kvmsup/x.toml", "0").items():
         found = systemd_syntax.directives(text)
-        names = [key for key, _ in found if key not in ("ExecStart", "LoadCredential")]
+        names = [key for key, _ in found if key not in ("ExecStart", "LoadCredential", "Environment")]
         assert len(names) == len(set(names))
         assert set(names) <= {
             "SourcePath",
@@ -138,7 +139,6 @@ def check_dropin(guest: Guest) -> None:
             "Slice",
             "CPUAffinity",
             "LimitMEMLOCK",
-            "Environment",
             "TimeoutStartSec",
             "ExecStartPre",
         }
