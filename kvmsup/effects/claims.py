@@ -118,9 +118,14 @@ def read(root: str, guest: str) -> Claim | None:
         return None
     except OSError as error:
         raise HostError(f"{file}: cannot read: {error.strerror}") from None
-    claim = claim_text.parse(text, file)
+    # What it stands for is not known, so nobody can be kept off it, nor be given it.
+    hint = f"{claim_text.NOBODY_ELSE}: systemctl stop kvm@{guest} kvm-setup@{guest}, then rm {file}"
+    try:
+        claim = claim_text.parse(text, file)
+    except HostError as error:
+        raise HostError(error.what, hint) from None
     if claim.guest != guest:
-        raise HostError(f"{file} is a claim of another guest", claim_text.NOBODY_ELSE)
+        raise HostError(f"{file} is a claim of another guest", hint)
     return claim
 
 

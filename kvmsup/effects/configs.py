@@ -20,11 +20,16 @@ def guest_file(guest: str) -> str:
 
 
 def names(root: str) -> list[str]:
-    """The names of all *.toml below /etc/kvmsup, sorted, whether or not they can name a guest."""
+    """The names of all *.toml below /etc/kvmsup, sorted, whether or not they can name a guest; none without it.
+
+    Raises HostError when it cannot be read.
+    """
     try:
         found = os.listdir(f"{root}{DIRECTORY}")
-    except OSError:
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise HostError(f"{DIRECTORY}: cannot read: {error.strerror}") from None
     # A dot in front is an editor's scratch file.
     return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml") and name[0] != ".")
 

@@ -46,7 +46,7 @@ def stat(directory: str) -> Stat | None:
 
 
 def environment(directory: str) -> dict[str, str]:
-    """What the process of `directory`, below /proc, was started with, unless it has changed it; nothing if it ended."""
+    """What the process of `directory`, below /proc, was started with; nothing if it ended. It may have changed it."""
     try:
         text = files.read(f"{directory}/environ")
     except OSError:

@@ -30,9 +30,14 @@ def main(arguments: list[str], root: str = "") -> int:
     if len(arguments) not in (1, 3):
         print("usage: kvmsup-generator NORMAL-DIR [EARLY-DIR LATE-DIR]", file=sys.stderr)
         return 2
-    names = configs.names(root)
-    known = _known(root, names)
     host_content, host, status = b"", Host(None, "never"), 0
+    names = []
+    try:
+        names = configs.names(root)
+    except HostError as error:
+        tell(error, root)
+        status = 1
+    known = _known(root, names)
     if len(known) < len(names) or not names:  # what is known was made of a host's file that is sound
         try:
             content = configs.read_host(root)

@@ -43,6 +43,19 @@ def test_names_are_sorted_and_without_scratch_files(root: str) -> None:
     assert configs.names(f"{root}/nowhere") == []
 
 
+def test_a_directory_that_cannot_be_read_is_not_an_empty_one(
+    root: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The generator tells it, too, and goes on with what it knows."""
+    (tmp_path / "etc/kvmsup").rmdir()
+    (tmp_path / "etc/kvmsup").write_text("")
+    with pytest.raises(HostError) as caught:
+        configs.names(root)
+    assert str(caught.value) == "/etc/kvmsup: cannot read: Not a directory"
+    assert generator.main([f"{root}/out"], root) == 1
+    assert "/etc/kvmsup: cannot read: Not a directory" in capfd.readouterr().err
+
+
 def test_reading(root: str) -> None:
     assert configs.read_guest(root, "web") is None
     assert configs.read_host(root) == b""
@@ -279,8 +292,9 @@ def test_corrupt_claims(tmp_path: Path) -> None:
     path = Path(claims.path(str(tmp_path), "web"))
     for content in (b"", b"\xff\n", b"KVMSUP_GUEST=web\n", b"\0" * 100):
         path.write_bytes(content)
-        with pytest.raises(HostError, match=f"^{path} is not a claim: "):
+        with pytest.raises(HostError, match=f"^{path} is not a claim: ") as caught:
             claims.read_all(str(tmp_path))
+        assert caught.value.hint.endswith(f": systemctl stop kvm@web kvm-setup@web, then rm {path}")
 
 
 def test_lock_excludes_others(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_a_stop_while_attach_ends_a_guest(step: str, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(*line.split("=", 1))
     with fake_qemu.running("good") as fake:
         monkeypatch.setenv("MAINPID", str(fake.pid))
-        monkeypatch.setattr(attach.journal, "say", stopped_now)
+        monkeypatch.setattr(journal, "say", stopped_now)
         assert attach.main("web", fake.root) == 1
         assert asked == ([fake.pid] if step == "attach.look-again" else [])
         if not asked:
@@ -186,9 +186,14 @@ def test_a_stop_at_the_very_end_of_a_reload(error: HostError | None, monkeypatch
 
     deafen = stopping.deafen
     monkeypatch.setattr(stopping, "deafen", about_to_be_deaf)
-    monkeypatch.setattr(stop, "end", lambda _name, pid, _root: asked.append(pid) or 7)
+
+    def ends(_name: str, pid: int, _root: str) -> int:
+        asked.append(pid)
+        return 7
+
+    monkeypatch.setattr(stop, "end", ends)
     monkeypatch.setattr(apply, "run", applied)
-    monkeypatch.setattr(apply.journal, "say", stopped_now)
+    monkeypatch.setattr(journal, "say", stopped_now)
     monkeypatch.setenv("MAINPID", "4711")
     assert apply.main("web") == 7
     assert asked == [4711]
