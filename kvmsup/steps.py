@@ -67,6 +67,9 @@ STEPS = (
     "release.claim",  # remove the claim
 )
 
+# The supervisor's own, which belongs to no guest.
+SUPERVISOR = ("supervisor.lock",)  # it has the one lock over all claims
+
 
 def step(name: str) -> None:
     """Announce that `name` is about to be done.

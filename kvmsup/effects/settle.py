@@ -69,19 +69,15 @@ def is_paused(root: str, name: str) -> bool:
 def resume(root: str, name: str, pid: int) -> bool:
     """Let guest `name`, whose QEMU is `pid`, go on where a reload has left it paused; returns whether it was.
 
-    Raises Busy while somebody, such as that reload, is at the claims, and KvmsupError.
+    The caller holds the claims' lock. Raises KvmsupError.
     """
-    if not is_paused(root, name):
+    claim = claims.read(root, name)
+    if claim is None or not claim.paused:
         return False
-    with claims.lock_now(root):
-        claim = claims.read(root, name)
-        if claim is None or not claim.paused:
-            return False
-        path = root + socket(name, "supervisor.qmp")
-        with qmp.Monitor(path, pid, time.monotonic() + _QMP_SECONDS) as monitor:
-            monitor.negotiate()
-            monitor.execute("cont")
-        claims.write(root, claim._replace(paused=False))
+    with qmp.Monitor(root + socket(name, "supervisor.qmp"), pid, time.monotonic() + _QMP_SECONDS) as monitor:
+        monitor.negotiate()
+        monitor.execute("cont")
+    claims.write(root, claim._replace(paused=False))
     return True
 
 

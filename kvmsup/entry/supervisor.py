@@ -15,6 +15,7 @@ import time
 from kvmsup.effects import claims, journal, ledger, systemd, udev
 from kvmsup.entry.resident import Task
 from kvmsup.entry.resident.ballooning import Ballooning
+from kvmsup.entry.resident.lock import lock_now
 from kvmsup.entry.resident.merging import Merging
 from kvmsup.entry.resident.threads import Threads
 from kvmsup.errors import KvmsupError
@@ -68,7 +69,7 @@ class Supervisor:
     def _sweep(self) -> None:
         """Whoever holds the lock now has swept, or will. What cannot be given back is nobody else's concern."""
         try:
-            with contextlib.suppress(claims.Busy), claims.lock_now(self.root):
+            with contextlib.suppress(claims.Busy), lock_now(self.root):
                 ledger.sweep(self.root, claims.read_all(self.root))
         except KvmsupError as error:
             journal.say(journal.WARNING, str(error), "supervisor-failed")

@@ -160,6 +160,24 @@ def test_who_ran_on_the_guests_cpus_is_named(busy: Host) -> None:
     busy.run("systemctl stop stray")
 
 
+def test_a_supervisor_that_hangs_with_the_claims_lock_is_ended(busy: Host) -> None:
+    """By systemd; whoever has waited for the lock goes on, and so does the next supervisor."""
+    guests.configure(busy, {"waits": guests.SHARED})
+    busy.run("mkdir -p /run/systemd/system/kvmsup.service.d")
+    busy.put(b"[Service]\nEnvironmentFile=-/run/hang.env\n", "/run/systemd/system/kvmsup.service.d/hang.conf")
+    busy.put(b"KVMSUP_FAULT=supervisor.lock:stop\n", "/run/hang.env")
+    busy.run("systemctl daemon-reload; systemctl restart --no-block kvmsup")
+    busy.wait_for("ps -o stat= -C kvmsup-superv | grep -q T", timeout=60)
+    busy.run("rm /run/hang.env")
+    guests.start(busy, "waits")
+    assert "waiting for the claims' lock, which process " in guests.said(busy, "waits")
+    assert "Watchdog timeout" in busy.run("journalctl -b -u kvmsup -o cat").stdout
+    busy.wait_for("[ $(systemctl show -P ActiveState kvmsup) = active ]", timeout=60)
+    busy.run("rm -r /run/systemd/system/kvmsup.service.d; systemctl daemon-reload")
+    guests.kill(busy, "waits")
+    busy.wait_for("kvmsup verify busy", timeout=30)
+
+
 def test_an_iothread_keeps_off_and_keeps_others_off(busy: Host) -> None:
     """Last of those with guest busy: it ends here."""
     taken = guests.SHARED + '[iothread.x]\ncpus = "4"\n'

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from kvmsup.effects import claims, systemctl
 from kvmsup.entry.resident import threads
+from kvmsup.entry.resident.lock import lock_now
 from kvmsup.entry.resident.merging import Merging
 from kvmsup.errors import HostError, KvmsupError
 from tests.unit import trees
@@ -70,6 +72,19 @@ def test_a_lock_that_is_held_is_not_waited_for(root: str) -> None:
     with claims.lock(root):
         task.act()
     assert 0 < (task.due() or 0) - time.monotonic() <= 1
+
+
+def test_the_lock_is_held_under_a_watchdog(root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is over with it, also where it could not be had."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        with lock_now(root):
+            assert systemd.recv(99) == b"WATCHDOG_USEC=30000000"
+            with pytest.raises(claims.Busy), lock_now(root):
+                pass
+            assert [systemd.recv(99), systemd.recv(99)] == [b"WATCHDOG_USEC=30000000", b"WATCHDOG_USEC=0"]
+        assert systemd.recv(99) == b"WATCHDOG_USEC=0"
 
 
 def test_one_shake_after_the_other_postpones_nothing(root: str) -> None:

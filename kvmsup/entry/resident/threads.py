@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 
 from kvmsup.effects import claims, fence, journal, settle, systemctl
+from kvmsup.entry.resident.lock import lock_now
 from kvmsup.errors import KvmsupError
 
 _SECOND_LOOK_SECONDS = 1.0
@@ -64,7 +65,7 @@ class Threads:
 
     def _settle_host(self) -> None:
         """Put back what is fenced off and moved away for all guests. Raises KvmsupError, Busy among it."""
-        with claims.lock_now(self.root):
+        with lock_now(self.root):
             known = list(claims.read_all(self.root).values())
             fence.settle(self.root, known)
             if any(claim.isolate for claim in known):
@@ -79,9 +80,8 @@ class Threads:
                 told = f"after {why}: {told}" if why else told
                 journal.tell(self.root, guest, journal.WARNING, told, "threads-moved")
             # Its threads are in place now.
-            if settle.resume(self.root, guest, pid):
-                told = "a reload that ended in the middle had left it paused"
-                journal.tell(self.root, guest, journal.WARNING, told, "left-paused")
+            if settle.is_paused(self.root, guest):
+                self._resume(guest, pid)
             self.unseen.discard(guest)
         except claims.Busy:
             self.when[guest] = time.monotonic() + _SECOND_LOOK_SECONDS
@@ -94,6 +94,14 @@ class Threads:
             if settle.is_paused(self.root, guest):  # until it goes on
                 self.unseen.add(guest)
                 self.when[guest] = time.monotonic() + _PATIENCE_SECONDS
+
+    def _resume(self, guest: str, pid: int) -> None:
+        """Raises KvmsupError, and Busy while somebody, such as the reload that has paused it, is at the claims."""
+        with lock_now(self.root):
+            resumed = settle.resume(self.root, guest, pid)
+        if resumed:
+            told = "a reload that ended in the middle had left it paused"
+            journal.tell(self.root, guest, journal.WARNING, told, "left-paused")
 
 
 def _running(units: Mapping[str, str]) -> dict[str, int]:
