@@ -6,17 +6,16 @@ What it does is in kvmsup.entry.resident. It keeps no state that cannot be had a
 
 from __future__ import annotations
 
-import contextlib
 import os
 import selectors
 import signal
 import time
 
-from kvmsup.effects import claims, journal, ledger, systemd, udev
+from kvmsup.effects import journal, systemd, udev
 from kvmsup.entry.resident import Task
 from kvmsup.entry.resident.ballooning import Ballooning
-from kvmsup.entry.resident.lock import lock_now
 from kvmsup.entry.resident.merging import Merging
+from kvmsup.entry.resident.sweeping import Sweeping
 from kvmsup.entry.resident.threads import Threads
 from kvmsup.errors import KvmsupError
 
@@ -37,7 +36,9 @@ class Supervisor:
     def __init__(self, root: str) -> None:
         self.root = root
         self.ballooning = Ballooning(root)
+        self.sweeping = Sweeping(root)
         self.tasks: tuple[Task, ...] = (
+            self.sweeping,
             Merging(root, lambda status: systemd.notify(status=status)),
             Threads(root),
             self.ballooning,
@@ -48,7 +49,6 @@ class Supervisor:
         signals = _signal_pipe()
         bus = systemd.Signals(self.job_finished, self.shaken)
         cpus = udev.CpuEvents()
-        self._sweep()
         self.take_turns()
         systemd.notify(ready=1)
         self.shaken("start of the supervisor")
@@ -58,21 +58,13 @@ class Supervisor:
             while True:
                 ready = {key.fileobj for key, _ in selector.select(self._pause())}
                 if signals in ready and not self._again(signals):
-                    return
+                    return self._take_turn(self.sweeping)  # it may have been kept until a start was called off
                 bus.dispatch()
                 if self.ballooning.alarm in ready:
                     self.ballooning.alarmed()
                 for event in cpus.dispatch():
                     self.shaken(event)
                 self.take_turns()
-
-    def _sweep(self) -> None:
-        """Whoever holds the lock now has swept, or will. What cannot be given back is nobody else's concern."""
-        try:
-            with contextlib.suppress(claims.Busy), lock_now(self.root):
-                ledger.sweep(self.root, claims.read_all(self.root))
-        except KvmsupError as error:
-            journal.say(journal.WARNING, str(error), "supervisor-failed")
 
     def _again(self, signals: int) -> bool:
         """Whether the signals that came are wishes to look again (SIGHUP), and none to end."""
@@ -99,10 +91,13 @@ class Supervisor:
         for task in self.tasks:
             when = task.due()
             if when is not None and when <= time.monotonic():
-                try:
-                    task.act()
-                except KvmsupError as error:
-                    journal.say(journal.WARNING, str(error), "supervisor-failed")
+                self._take_turn(task)
+
+    def _take_turn(self, task: Task) -> None:
+        try:
+            task.act()
+        except KvmsupError as error:
+            journal.say(journal.WARNING, str(error), "supervisor-failed")
 
 
 def _signal_pipe() -> int:

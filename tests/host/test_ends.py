@@ -8,7 +8,8 @@ import pytest
 from tests.host import guests
 from tests.lab.host import Host
 
-DROPIN = "/run/systemd/system/kvm@tiny.service.d"
+UNITS = "/run/systemd/system"
+DROPIN = f"{UNITS}/kvm@tiny.service.d"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -84,6 +85,26 @@ def test_a_restart_into_a_broken_file_gives_everything_back(host: Host) -> None:
     guests.released(host, "tiny")
     assert guests.pages(host) == (0, 0)
     assert guests.leftovers(host) == []
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["beside others", "the last guest"])
+def test_a_restart_that_is_called_off_half_way_gives_everything_back(host: Host, last: bool) -> None:
+    """Its setup unit is down with the claim kept, and runs no release any more: the supervisor sees to it."""
+    host.put(b"[Service]\nType=oneshot\nExecStart=sh -c '[ ! -e /run/slow ] || sleep 600'\n", f"{UNITS}/slow.service")
+    host.run(f"mkdir -p {UNITS}/kvm-setup@tiny.service.d")
+    host.put(b"[Unit]\nWants=slow.service\nAfter=slow.service\n", f"{UNITS}/kvm-setup@tiny.service.d/slow.conf")
+    impatient(host)
+    guests.start(host, "tiny")
+    host.run(f"systemctl {'stop' if last else 'start'} keep-supervisor; touch /run/slow")
+    host.run("systemctl restart --no-block kvm@tiny")
+    host.wait_for("[ $(systemctl show -P ActiveState kvm-setup@tiny) = inactive ]", timeout=60)
+    assert guests.pages(host) == (32, 0)
+    host.run("systemctl stop kvm@tiny kvm-setup@tiny slow; rm /run/slow")
+    guests.released(host, "tiny")
+    host.run(f"rm -r {UNITS}/slow.service {UNITS}/kvm-setup@tiny.service.d; systemctl daemon-reload")
+    assert guests.pages(host) == (0, 0)
+    assert guests.leftovers(host) == []
+    guests.keep_supervisor(host)
 
 
 def test_a_guest_that_ignores_the_power_button_is_cut_off_in_time(host: Host) -> None:

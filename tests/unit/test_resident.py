@@ -13,6 +13,7 @@ from kvmsup.effects import claims, systemctl
 from kvmsup.entry.resident import threads
 from kvmsup.entry.resident.lock import lock_now
 from kvmsup.entry.resident.merging import Merging
+from kvmsup.entry.resident.sweeping import Sweeping
 from kvmsup.errors import HostError, KvmsupError
 from tests.unit import trees
 from tests.unit.hosts import claim
@@ -85,6 +86,28 @@ def test_the_lock_is_held_under_a_watchdog(root: str, tmp_path: Path, monkeypatc
                 pass
             assert [systemd.recv(99), systemd.recv(99)] == [b"WATCHDOG_USEC=30000000", b"WATCHDOG_USEC=0"]
         assert systemd.recv(99) == b"WATCHDOG_USEC=0"
+
+
+def test_a_claim_that_no_release_will_see_to_is_given_back(root: str, fake_systemctl: Systemctl) -> None:
+    """As of a restart whose start was called off; at the supervisor's start, and after each job of a setup unit."""
+    fake_systemctl(
+        {f"{kind}@{name}.service": ("inactive", "") for kind in ("kvm", "kvm-setup") for name in ("web", "db")}
+    )
+    task = Sweeping(root)
+    assert (task.due() or 0) <= time.monotonic()
+    with claims.lock(root):
+        task.act()
+    assert (task.due() or 0) > time.monotonic()
+    task.act()
+    assert (claims.names(root), task.due()) == ([], None)
+    claims.write(root, claim("db"))
+    task.job_finished("kvm@db.service")
+    task.shaken("cpu3 offline")
+    assert task.due() is None
+    task.job_finished("kvm-setup@db.service")
+    assert 0 < (task.due() or 0) - time.monotonic() <= 1
+    task.act()
+    assert claims.names(root) == []
 
 
 def test_one_shake_after_the_other_postpones_nothing(root: str) -> None:
