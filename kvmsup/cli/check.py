@@ -15,7 +15,7 @@ from kvmsup.effects import configs, outdated, sysfs
 from kvmsup.errors import ConfigError, Diagnostic, HostError, KvmsupError
 from kvmsup.model import config, nets, unwise
 from kvmsup.model.guest import NAME_RULE, Guest, is_name
-from kvmsup.model.table import Problem, nearest
+from kvmsup.model.table import Problem
 from kvmsup.model.topology import Topology
 from kvmsup.plan.models import worth_asking
 from kvmsup.records import TYPE_CHECKING
@@ -40,7 +40,7 @@ def run(asked: argparse.Namespace) -> int:
 
 
 def findings(guests: list[str], root: str) -> Iterator[Diagnostic]:
-    """The findings of `guests`, or of everything. Raises KvmsupError when there is no such guest, or no `root`."""
+    """The findings of `guests`, or of everything. Raises KvmsupError when there is no `root`."""
     if root and not os.path.isdir(root):
         raise KvmsupError(f"--root {root}: no such directory")
     # Below another root the CPUs are another host's.
@@ -76,11 +76,19 @@ def _guest(name: str, root: str, topology: Topology | None) -> tuple[Diagnostic,
     file = configs.guest_file(name)
     content = configs.read_guest(root, name)
     if content is None:
-        near = nearest(name, configs.names(root))
-        raise KvmsupError(f"there is no guest {name}: no {file}", f"did you mean {near}?" if near else "")
+        return (_not_there(name, file, root),)
     if not is_name(name):
         return (Diagnostic(file, 0, 0, f"{name!r} cannot name a guest", NAME_RULE),)
     return _placed(config.read_guest(name, file, content, topology), root, topology) + _not_loaded(name, file, root)
+
+
+def _not_there(name: str, file: str, root: str) -> Diagnostic:
+    if os.path.lexists(root + file):
+        hint = "mount what it leads to, or remove the link"
+        return Diagnostic(file, 0, 0, "leads to a file that is not there", hint)
+    near = configs.nearest(root, name)
+    hint = f"did you mean {near}?" if near else "kvmsup list shows those there are"
+    return Diagnostic(file, 0, 0, f"there is no guest {name}", hint)
 
 
 # An edit is picked up by itself within this time, where kvmsup-reload.path runs.

@@ -10,7 +10,6 @@ from kvmsup.cli import show
 from kvmsup.effects import configs, fence, glance, interfaces, kernel, observe
 from kvmsup.errors import KvmsupError
 from kvmsup.model.claim import Claim
-from kvmsup.model.table import nearest
 from kvmsup.records import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def _running(names: list[str]) -> list[glance.Seen]:
     seen = glance.guests("", names or None)
     for one in seen if names else ():
         if not one.claim or not one.pid:
-            near = nearest(one.name, configs.names("")) if not one.configured else ""
+            near = configs.nearest("", one.name) if not one.configured else ""
             raise KvmsupError(f"guest {one.name} does not run", f"did you mean {near}?" if near else "")
     # One that is only starting has not been given everything yet.
     return [one for one in seen if one.claim and one.pid and one.active == "active"]

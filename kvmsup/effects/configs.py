@@ -34,11 +34,16 @@ def names(root: str) -> list[str]:
     return sorted(name.removesuffix(".toml") for name in found if name.endswith(".toml") and name[0] != ".")
 
 
+def nearest(root: str, guest: str) -> str:
+    """The other guest that `guest` most likely means, or "". A link that leads nowhere has the very name."""
+    from kvmsup.model import table  # only errors need it, and setup reads configurations at every start
+
+    return table.nearest(guest, [name for name in names(root) if name != guest])
+
+
 def no_guest(root: str, guest: str) -> KvmsupError:
     """What to raise where `guest` is neither configured nor running: with the nearest name that is."""
-    from kvmsup.model.table import nearest  # only errors need it, and setup reads configurations at every start
-
-    near = nearest(guest, names(root))
+    near = nearest(root, guest)
     return KvmsupError(
         f"there is no guest {guest}", f"did you mean {near}?" if near else "kvmsup list shows those there are"
     )

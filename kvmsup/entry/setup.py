@@ -101,9 +101,7 @@ def _request(name: str, root: str) -> Request:
 
 
 def _no_file(name: str, root: str) -> HostError:
-    from kvmsup.model.table import nearest
-
-    near = nearest(name, configs.names(root))
+    near = configs.nearest(root, name)
     hint = f"did you mean kvm@{near}?" if near else "kvmsup.guest(5) describes the file"
     return HostError(f"there is no guest {name}: no {configs.guest_file(name)}", hint, "no-guest")
 

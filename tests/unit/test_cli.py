@@ -153,9 +153,7 @@ def test_check_of_some_guests(capsys: pytest.CaptureFixture[str]) -> None:
     assert check("14-broken-file", "good") == 0
     assert capsys.readouterr().out == "1 guest is sound\n"
     assert check("14-broken-file", "god") == 1
-    assert capsys.readouterr().err == (
-        "kvmsup: there is no guest god: no /etc/kvmsup/god.toml\n  hint: did you mean good?\n"
-    )
+    assert capsys.readouterr().err == "/etc/kvmsup/god.toml: there is no guest god\n  hint: did you mean good?\n"
 
 
 @pytest.mark.parametrize(("text", "status"), [(SOUND, 0), (SOUND + "x = \xff", 1)])
@@ -175,6 +173,22 @@ def test_check_goes_on_beside_a_file_that_cannot_be_read(tmp_path: Path, capsys:
         "not TOML: Invalid value",
         "'\\udcff' cannot name a guest",
     ]
+
+
+def test_check_goes_on_beside_a_link_that_leads_nowhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "etc/kvmsup").mkdir(parents=True)
+    (tmp_path / "etc/kvmsup/db.toml").symlink_to("/nowhere/db.toml")
+    (tmp_path / "etc/kvmsup/web.toml").write_text("a = ")
+    dangling = ("leads to a file that is not there", "mount what it leads to, or remove the link")
+    for names, more in (
+        ([], []),
+        (["nobody", "db", "web"], [("there is no guest nobody", "kvmsup list shows those there are")]),
+    ):
+        assert cli.main(["check", "--root", str(tmp_path), "--json", *names]) == 1
+        found = json.loads(capsys.readouterr().out)["diagnostics"]
+        told = [(one["what"], one["hint"]) for one in found]
+        assert told[:-1] == [*more, dangling]
+        assert told[-1][0] == "not TOML: Invalid value"
 
 
 def test_check_below_a_root_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,15 @@ def test_reading(root: str) -> None:
     assert configs.read_guest(root, "masked") == b""
 
 
+def test_no_guest_is_taken_for_itself(root: str) -> None:
+    guest_file(root, "web").symlink_to("nowhere")
+    assert configs.nearest(root, "wbe") == "web"
+    assert configs.nearest(root, "web") == ""
+    assert configs.no_guest(root, "web").hint == "kvmsup list shows those there are"
+    guest_file(root, "web2").touch()
+    assert configs.nearest(root, "web") == "web2"
+
+
 def test_nothing_that_lies_there_is_waited_for(root: str) -> None:
     os.mkfifo(guest_file(root, "fifo"))
     assert configs.read_guest(root, "fifo") == b""

@@ -238,6 +238,13 @@ def test_no_such_guest(root: str, name: str, hint: str) -> None:
     assert str(caught.value) == f"there is no guest {name}: no /etc/kvmsup/{name}.toml\n  hint: {hint}"
 
 
+def test_a_link_that_leads_nowhere_is_not_taken_for_another_guest(root: str) -> None:
+    Path(f"{root}/etc/kvmsup/gone.toml").symlink_to("nowhere")
+    with pytest.raises(HostError) as caught:
+        setup.run("gone", root)
+    assert caught.value.hint == "kvmsup.guest(5) describes the file"
+
+
 def test_taken_by_one_that_stays(root: str, fake_systemctl: Systemctl) -> None:
     fake_systemctl({"kvm-setup@db.service": ("active", ""), "kvm@db.service": ("active", "")})
     claims.write(root, claim("db", ["1", "5", "2", "3", "6", "7"]))
