@@ -23,6 +23,8 @@ from kvmsup.records import TYPE_CHECKING
 if TYPE_CHECKING:
     import argparse
 
+_STANDARD_INPUT = "standard input"
+
 
 def run(asked: argparse.Namespace) -> int:
     """Print what was found; 1 when any of it is an error."""
@@ -48,10 +50,10 @@ def findings(guests: list[str], root: str) -> Iterator[Diagnostic]:
     if not guests:
         yield from _attempt(configs.HOST_FILE, partial(_host, root, topology))
     for guest in guests or configs.names(root):
-        reading = partial(_guest, guest, root, topology)
+        file, reading = configs.guest_file(guest), partial(_guest, guest, root, topology)
         if guests and guest == "-":  # there may be a file of that name
-            reading = partial(_standard_input, root, topology)
-        yield from _attempt(configs.guest_file(guest), reading)
+            file, reading = _STANDARD_INPUT, partial(_standard_input, root, topology)
+        yield from _attempt(file, reading)
 
 
 def _attempt(file: str, reading: Callable[[], tuple[Diagnostic, ...]]) -> tuple[Diagnostic, ...]:
@@ -69,7 +71,10 @@ def _host(root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:
 
 
 def _standard_input(root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:
-    return _placed(config.read_guest("guest", "standard input", sys.stdin.buffer.read(), topology), root, topology)
+    from kvmsup.cli import stdin  # files are what people ask about
+
+    content = configs.bounded(_STANDARD_INPUT, stdin.read(configs.MOST + 1))
+    return _placed(config.read_guest("guest", _STANDARD_INPUT, content, topology), root, topology)
 
 
 def _guest(name: str, root: str, topology: Topology | None) -> tuple[Diagnostic, ...]:

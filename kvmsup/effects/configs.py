@@ -11,7 +11,7 @@ from kvmsup.errors import HostError, KvmsupError
 DIRECTORY = "/etc/kvmsup"
 HOST_FILE = "/etc/kvmsup.toml"
 # Several times what 4096 pinned vCPUs take: nothing that lies there may hold up the boot.
-_MOST = 256 << 10
+MOST = 256 << 10
 
 
 def guest_file(guest: str) -> str:
@@ -61,11 +61,16 @@ def read_host(root: str) -> bytes:
 
 def _read(root: str, file: str) -> bytes | None:
     try:
-        content = files.read_bytes(root + file, _MOST + 1)
+        content = files.read_bytes(root + file, MOST + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise HostError(f"{file}: cannot read: {error.strerror}") from None
-    if len(content) > _MOST:
-        raise HostError(f"{file}: cannot read: it has over {_MOST >> 10} KiB")
+    return bounded(file, content)
+
+
+def bounded(file: str, content: bytes) -> bytes:
+    """`content`, of which no more than MOST + 1 bytes were read. Raises HostError for more than MOST."""
+    if len(content) > MOST:
+        raise HostError(f"{file}: cannot read: it has over {MOST >> 10} KiB")
     return content

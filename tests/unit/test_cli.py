@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -160,6 +162,50 @@ def test_check_of_some_guests(capsys: pytest.CaptureFixture[str]) -> None:
 def test_check_of_standard_input(text: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode("latin-1"))))
     assert check("18-no-guests", "-") == status
+
+
+class Endless(io.RawIOBase):
+    """Zeros, of which somebody keeps count."""
+
+    taken = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.taken += len(buffer)
+        return len(buffer)
+
+
+def test_standard_input_is_bounded_as_files_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    endless = Endless()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(endless)))
+    assert check("18-no-guests", "-") == 1
+    assert capsys.readouterr().err == "standard input: cannot read: it has over 256 KiB\n"
+    assert endless.taken < 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (OSError(errno.EISDIR, "Is a directory"), "Is a directory"),
+        (None, "it does not wait for what is to come"),
+    ],
+)
+def test_standard_input_that_cannot_be_read(
+    answer: OSError | None, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def readinto(_: Endless, __: Any) -> None:
+        if answer:
+            raise answer
+
+    monkeypatch.setattr(Endless, "readinto", readinto)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Endless())))
+    assert check("18-no-guests", "-") == 1
+    hint = "name a file, or give one with <"
+    assert capsys.readouterr().err == f"standard input: cannot read: {said}\n  hint: {hint}\n"
 
 
 def test_check_goes_on_beside_a_file_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a verb is given on standard input, where - stands for a file."""
+
+from __future__ import annotations
+
+import sys
+
+from kvmsup.errors import HostError
+
+
+def read(most: int) -> bytes:
+    """Up to `most` bytes of it, and all there are when they are fewer.
+
+    Raises HostError when it cannot be read; that it is standard input is for the caller to say, as of a file.
+    """
+    try:
+        found = sys.stdin.buffer.read(most)
+    except OSError as error:
+        raise HostError(f"cannot read: {error.strerror}", "name a file, or give one with <") from None
+    if found is None:  # whoever had it before has made it not wait (io.BufferedReader.read)
+        raise HostError("cannot read: it does not wait for what is to come", "name a file, or give one with <")
+    return found
