@@ -7,6 +7,7 @@ Exit status: 0 good, 1 the configuration, the host or a guest is at fault, 2 usa
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import sys
@@ -18,7 +19,7 @@ from kvmsup.records import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import argparse
-    from typing import Any
+    from typing import Any, TextIO
 
 _OTHERWISE = {"import": "importing"}
 _WRITING = ("new", "import")  # TOML, for which there is a library
@@ -221,25 +222,53 @@ def _be_readable() -> None:
             stream.reconfigure(encoding="ascii" if plain else stream.encoding, errors="plainly")
 
 
+# What a file system or a device says to a write that has no more room, or none that lasts.
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
+    """Run one verb; returns the exit status. Raises SystemExit for wrong usage, and after --help and --version."""
     words = sys.argv[1:] if arguments is None else arguments
-    asked = plain(words) or parser().parse_args(words)
     _be_readable()
     try:
-        status = _module(asked.verb).run(asked)
-        if sys.stdout:  # there is none where the descriptor was closed
-            sys.stdout.flush()
-        return int(status)
-    except KvmsupError as error:
-        print(f"kvmsup: {error}", file=sys.stderr)
+        return _told(words)
+    except BrokenPipeError:  # whoever read the listing has seen enough
+        _to_nowhere(sys.stdout, sys.stderr)
         return 1
-    except BrokenPipeError:
-        # Whoever read the listing has seen enough. What is still in the buffer must not fail a second time at exit
-        # (docs.python.org, signal, "Note on SIGPIPE").
-        nothing = os.open(os.devnull, os.O_WRONLY)
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            os.dup2(nothing, stream.fileno())
+    except OSError as error:
+        # Files of ours that cannot be written are KvmsupErrors, and a path that cannot be opened has a name.
+        if error.errno not in _CANNOT_WRITE or error.filename:
+            raise
+        _cannot_write(error)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _told(words: Sequence[str]) -> int:
+    """As `main`, until all that is told has left the program: an error at exit would be nobody's."""
+    try:
+        asked = plain(words) or parser().parse_args(words)
+        return int(_module(asked.verb).run(asked))
+    except KvmsupError as error:
+        print(f"kvmsup: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if sys.stdout:  # there is none where the descriptor was closed
+            sys.stdout.flush()
+
+
+def _to_nowhere(*streams: TextIO | None) -> None:
+    """What is still in the buffers must not fail a second time (docs.python.org, signal, "Note on SIGPIPE")."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in filter(None, streams):
+        os.dup2(nothing, stream.fileno())
+    os.close(nothing)
+
+
+def _cannot_write(error: OSError) -> None:
+    _to_nowhere(sys.stdout)
+    try:
+        print(f"kvmsup: standard output: {error.strerror}", file=sys.stderr, flush=True)
+    except OSError:  # it was standard error
+        _to_nowhere(sys.stderr)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from kvmsup import __version__, cli
 from kvmsup.cli import show
-from kvmsup.errors import Diagnostic
+from kvmsup.errors import Diagnostic, KvmsupError
 from tests.golden import CASES
 
 ROOT = Path(__file__).parents[2]
@@ -252,12 +252,18 @@ def test_a_reader_that_has_seen_enough() -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.fixture
+def program(tmp_path: Path) -> list[str]:
+    """The program as it is installed."""
+    path = tmp_path / "kvmsup"
+    path.write_text((ROOT / "units/kvmsup").read_text().replace("@LIBDIR@", str(ROOT)))
+    return [sys.executable, "-IS", str(path)]
+
+
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
-def test_the_program_itself_before_a_reader_that_has_seen_enough(closed: str, tmp_path: Path) -> None:
+def test_the_program_itself_before_a_reader_that_has_seen_enough(closed: str, program: list[str]) -> None:
     """It ends without Python's own tidying up."""
-    program = tmp_path / "kvmsup"
-    program.write_text((ROOT / "units/kvmsup").read_text().replace("@LIBDIR@", str(ROOT)))
-    command = [sys.executable, "-IS", str(program), "check", "--root", str(BY_NAME["14-broken-file"])]
+    command = [*program, "check", "--root", str(BY_NAME["14-broken-file"])]
     reading, writing = os.pipe()
     os.close(reading)
     json_too = ["--json"] if closed == "stdout" else []
@@ -267,18 +273,73 @@ def test_the_program_itself_before_a_reader_that_has_seen_enough(closed: str, tm
     assert (done.returncode, done.stdout or b"", done.stderr or b"") == (1, b"", b"")
 
 
-def test_the_program_itself(tmp_path: Path) -> None:
-    program = tmp_path / "kvmsup"
-    program.write_text((ROOT / "units/kvmsup").read_text().replace("@LIBDIR@", str(ROOT)))
-    command = [sys.executable, "-IS", str(program)]
+SAYING = [
+    ["check", "--root", str(BY_NAME["03-dedicated"])],
+    ["check", "--root", str(BY_NAME["14-broken-file"]), "--json"],
+    ["--help"],
+    ["check", "--help"],
+    ["--version"],
+]
+
+
+@pytest.mark.parametrize("words", SAYING)
+def test_standard_output_that_is_full(words: list[str], program: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*program, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, "kvmsup: standard output: No space left on device\n")
+        # There is nowhere to say it.
+        assert subprocess.run([*program, *words], stdout=full, stderr=full, check=False).returncode == 1
+
+
+@pytest.mark.parametrize("words", SAYING)
+def test_standard_output_that_nobody_reads(words: list[str], program: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*program, *words], stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("error", [KvmsupError("no"), KeyboardInterrupt()])
+def test_what_was_said_before_an_error_is_written_or_told(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(_: object) -> int:
+        sys.stdout.write("said")
+        raise error
+
+    class Full(io.StringIO):
+        def fileno(self) -> int:
+            return file.fileno()
+
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("kvmsup.cli.check.run", run)
+    with open("/dev/full", "wb") as file:
+        monkeypatch.setattr(sys, "stdout", Full())
+        assert cli.main(["check"]) == 1
+    assert capsys.readouterr().err.endswith("kvmsup: standard output: No space left on device\n")
+
+
+def test_a_file_that_cannot_be_written_is_not_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "/a/file")
+
+    monkeypatch.setattr("kvmsup.cli.check.run", run)
+    with pytest.raises(OSError, match="/a/file"):
+        cli.main(["check"])
+
+
+def test_the_program_itself(program: list[str]) -> None:
     case = str(BY_NAME["03-dedicated"])
-    done = subprocess.run([*command, "check", "--root", case], capture_output=True, text=True, check=False)
+    done = subprocess.run([*program, "check", "--root", case], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1 guest is sound\n", "")
-    done = subprocess.run([*command, "list", "web"], capture_output=True, text=True, check=False)
+    done = subprocess.run([*program, "list", "web"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.startswith("usage: ")
     # Without standard output there is nothing to flush.
     for verb in ("check", "plan"):
-        closed = ["sh", "-c", 'exec "$@" >&-', "sh", *command, verb, "--root", case]
+        closed = ["sh", "-c", 'exec "$@" >&-', "sh", *program, verb, "--root", case]
         done = subprocess.run(closed, capture_output=True, text=True, check=False)
         assert "Traceback" not in done.stderr and (verb != "check" or done.returncode == 0)
 
