@@ -213,6 +213,12 @@ def _plainly(error: UnicodeError) -> tuple[str, int]:
     return "".join(found), error.end
 
 
+def _have_standard_error() -> None:
+    """Where it was closed, what is for it would go to standard output: print(file=None) means that."""
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
 def _be_readable() -> None:
     codecs.register_error("plainly", _plainly)
     for stream in (sys.stdout, sys.stderr):
@@ -229,6 +235,7 @@ _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status. Raises SystemExit for wrong usage, and after --help and --version."""
     words = sys.argv[1:] if arguments is None else arguments
+    _have_standard_error()
     _be_readable()
     try:
         return _told(words)

@@ -140,7 +140,8 @@ def _keeper(guest: str, thaw: Callable[[bytes], bool]) -> Iterator[_Keeper]:
     With Ctrl-C nobody waits for it, and it goes on.
     """
     reading, writing = os.pipe2(os.O_CLOEXEC)
-    sys.stdout.flush()
+    if sys.stdout:  # there is none where the descriptor was closed
+        sys.stdout.flush()
     pid = os.fork()
     if not pid:
         os.close(writing)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 
 from kvmsup import sizes
-from kvmsup.cli import check, show
+from kvmsup.cli import check, show, stdin
 from kvmsup.effects import configs, files, installed
 from kvmsup.errors import ConfigError, HostError, KvmsupError, visible
 from kvmsup.model import config
@@ -53,7 +53,7 @@ def _content(path: str) -> bytes:
     """What is to be read, and a byte more than that may be. Raises HostError."""
     try:
         if path == "-":
-            return sys.stdin.buffer.read(MOST_BYTES + 1)
+            return stdin.read(MOST_BYTES + 1)
         # A pipe, as <(virsh dumpxml web) is one, comes in parts.
         with open(path, "rb") as file:
             return file.read(MOST_BYTES + 1)

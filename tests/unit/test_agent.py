@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from kvmsup import cli
 from kvmsup.cli import freeze, status
 from kvmsup.effects import agent, claims, glance, inside, qmp, ready
 from kvmsup.entry import stop
@@ -390,6 +391,29 @@ def test_a_command_runs_while_the_guest_is_frozen(
     assert printed.err == "a snapshot\n"
     told = json.loads(printed.out)
     assert {**told, "seconds": 0} == {"guest": "web", "file_systems": 2, "seconds": 0, "status": 3, "thawed": True}
+
+
+def test_a_closed_standard_output_is_none_to_flush(
+    root: str, start: Callable[..., FakeAgent], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = start()
+    monkeypatch.setattr(sys, "stdout", None)
+    for as_json in (False, True):
+        ran = tmp_path / f"ran-{as_json}"
+        assert frozen(root, "touch", str(ran), as_json=as_json) == 0
+        assert ran.exists() and not fake.frozen
+
+
+def test_a_closed_standard_error_keeps_no_command_from_running(
+    root: str, start: Callable[..., FakeAgent], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With --json that is where the command's output goes."""
+    fake = start()
+    monkeypatch.setattr(freeze, "run", lambda asked: frozen(root, *asked.command, as_json=asked.json))
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["freeze", "--json", "web", "touch", str(tmp_path / "ran")]) == 0
+    sys.stderr.close()
+    assert (tmp_path / "ran").exists() and not fake.frozen
 
 
 def test_no_such_command(root: str, start: Callable[..., FakeAgent]) -> None:

@@ -331,6 +331,24 @@ def test_a_file_that_cannot_be_written_is_not_standard_output(monkeypatch: pytes
         cli.main(["check"])
 
 
+def closed(redirection: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """What became of `command` without a standard stream, such as >&-."""
+    shell = ["sh", "-c", f'exec "$@" {redirection}', "sh", *command]
+    return subprocess.run(shell, capture_output=True, text=True, check=False)
+
+
+def test_closed_standard_input(program: list[str]) -> None:
+    done = closed("<&-", *program, "check", "--root", str(BY_NAME["18-no-guests"]), "-")
+    said = "standard input: cannot read: it is closed\n  hint: name a file, or give one with <\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
+@pytest.mark.parametrize("words", [["check", "--root", str(BY_NAME["14-broken-file"])], ["plan", "--root", "/no"], []])
+def test_what_is_for_a_closed_standard_error_goes_nowhere(words: list[str], program: list[str]) -> None:
+    done = closed("2>&-", *program, *words)
+    assert (done.returncode, done.stdout, done.stderr) == (1 if words else 2, "", "")
+
+
 def test_the_program_itself(program: list[str]) -> None:
     case = str(BY_NAME["03-dedicated"])
     done = subprocess.run([*program, "check", "--root", case], capture_output=True, text=True, check=False)
@@ -339,8 +357,7 @@ def test_the_program_itself(program: list[str]) -> None:
     assert done.returncode == 2 and done.stderr.startswith("usage: ")
     # Without standard output there is nothing to flush.
     for verb in ("check", "plan"):
-        closed = ["sh", "-c", 'exec "$@" >&-', "sh", *program, verb, "--root", case]
-        done = subprocess.run(closed, capture_output=True, text=True, check=False)
+        done = closed(">&-", *program, verb, "--root", case)
         assert "Traceback" not in done.stderr and (verb != "check" or done.returncode == 0)
 
 

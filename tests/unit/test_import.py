@@ -501,6 +501,17 @@ def test_standard_input(etc: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "Made from libvirt's domain on standard input." in (etc / "web.toml").read_text()
 
 
+def test_a_closed_standard_input(
+    etc: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["import", "-"]) == 1
+    assert capsys.readouterr().err == (
+        "kvmsup: domain on standard input: cannot read: it is closed\n  hint: name a file, or give one with <\n"
+    )
+    assert os.listdir(etc) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
