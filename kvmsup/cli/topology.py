@@ -80,7 +80,7 @@ def _write(file: str, text: str) -> None:
     if file == "-":
         print(text, end="")
     else:
-        files.replace(file, text)
+        files.put(file, text)
 
 
 def _width() -> int:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 
 from kvmsup.errors import HostError
 
@@ -81,6 +82,35 @@ def replace(path: str, text: str, mode: int = 0o644) -> None:
         raise _cannot_write(path, error) from None
 
 
+def put(path: str, text: str) -> None:
+    """Write where somebody has pointed: what is no file, such as a FIFO or a device, is written into and stays.
+
+    A file is replaced, where a link leads. Raises HostError naming the file and the reason.
+    """
+    try:
+        if _may_be_replaced(path):
+            replace(os.path.realpath(path), text)
+        else:
+            _write_into(path, text.encode())
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def _write_into(path: str, content: bytes) -> None:
+    # O_NOCTTY: a terminal is not to become the one of this process.
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    with open(descriptor, "wb") as file:
+        file.write(content)
+
+
+def _may_be_replaced(path: str) -> bool:
+    """Whether `path` leads to a file, or to where none is yet."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return True
+
+
 def rewrite(path: str, text: str) -> None:
     """As `replace`; where there is no room for a second file, over the one that is there. Raises HostError."""
     try:
@@ -153,7 +183,13 @@ def create(path: str, text: str, mode: int) -> None:
 
 
 def _write_new(path: str, content: bytes, mode: int) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    # Who may write to the directory, too, could have put a link there, which would lead to another file.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, mode)
+    except FileExistsError:
+        os.unlink(path)
+        descriptor = os.open(path, flags, mode)
     with open(descriptor, "wb") as file:
         file.write(content)
 

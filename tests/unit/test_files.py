@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,56 @@ def test_explain(root: str, text: str | None, said: str, capsys: pytest.CaptureF
         guest_file(root, "web").write_text(text)
     assert explain.main("web", root) == 1
     assert capsys.readouterr().err == "".join(f"<3>{line}\n" for line in said.splitlines())
+
+
+@pytest.mark.parametrize("write", [files.replace, lambda path, text: files.create(path, text, 0o644)])
+def test_what_has_the_name_of_a_part_is_not_written_into(tmp_path: Path, write: Callable[[str, str], None]) -> None:
+    """Somebody else's link would lead to a file that is not theirs, and a killed writer's file has another mode."""
+    target, part = tmp_path / "target", tmp_path / f"x.{os.getpid()}.part"
+    target.write_text("old")
+    part.symlink_to(target)
+    write(f"{tmp_path}/x", "new")
+    assert (target.read_text(), (tmp_path / "x").read_text()) == ("old", "new")
+    assert sorted(os.listdir(tmp_path)) == ["target", "x"] and not (tmp_path / "x").is_symlink()
+    (tmp_path / "x").unlink()
+    part.touch()
+    part.chmod(0o666)
+    write(f"{tmp_path}/x", "newer")
+    assert (tmp_path / "x").read_text() == "newer" and not (tmp_path / "x").stat().st_mode & 0o002
+
+
+def test_put_goes_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("file")
+    for text in ("not there yet", "there"):
+        files.put(f"{tmp_path}/link", text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == text
+    os.mkfifo(tmp_path / "fifo")
+    reading = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    files.put(f"{tmp_path}/fifo", "text")
+    assert os.read(reading, 9) == b"text" and (tmp_path / "fifo").is_fifo()
+    os.close(reading)
+    (tmp_path / "null").symlink_to("/dev/null")
+    files.put(f"{tmp_path}/null", "text")
+    assert (tmp_path / "null").is_char_device() and (tmp_path / "null").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "file", "link", "null"]
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/dev/full", "No space left on device"),
+        ("/", "Is a directory"),
+        ("/nowhere/x", "No such file or directory"),
+        ("loop", "Too many levels of symbolic links"),
+    ],
+)
+def test_put_where_nothing_can_be_put(tmp_path: Path, path: str, why: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    path = os.path.join(tmp_path, path)
+    with pytest.raises(HostError) as caught:
+        files.put(path, "text")
+    assert str(caught.value) == f"{path}: cannot write: {why}"
+    assert os.listdir(tmp_path) == ["loop"]
 
 
 def test_replace_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -224,6 +224,18 @@ def test_verb_writes_a_file(desktop: str, tmp_path: Path, capsys: pytest.Capture
     assert run(capsys, "--root", desktop, "--svg", str(file)) == ""
 
 
+def test_verb_leaves_a_device_and_a_link_what_they_are(
+    desktop: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "nothing").symlink_to("/dev/null")
+    (tmp_path / "link.svg").symlink_to("host.svg")
+    for name in ("nothing", "link.svg"):
+        assert run(capsys, "--root", desktop, "--svg", str(tmp_path / name)) == ""
+        assert (tmp_path / name).is_symlink()
+    assert (tmp_path / "nothing").is_char_device()
+    assert (tmp_path / "host.svg").read_text() == (EXPECTED / "desktop.svg").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
