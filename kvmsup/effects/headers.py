@@ -20,6 +20,9 @@ _FEATURES = struct.Struct(">Q")
 _FEATURES_AT = 72
 _DATA_FILE = 1 << 2
 _SIZE_AT = 24
+_VMDK_MAGICS = (b"KDMV", b"COWD")
+# Several times what QEMU looks at to tell formats apart (BLOCK_PROBE_BUF_SIZE).
+_TEXT_BYTES = 4096
 
 
 def check(descriptor: int, path: str, format: str) -> None:
@@ -51,6 +54,18 @@ def check(descriptor: int, path: str, format: str) -> None:
 def is_qcow2(descriptor: int) -> bool:
     """Whether an image of the administrator's says that it is one. Raises OSError."""
     return os.pread(descriptor, len(_MAGIC), 0) == _MAGIC
+
+
+def is_vmdk(descriptor: int) -> bool:
+    """Whether QEMU would take it for a VMDK, which may be a text that names files to open. Raises OSError.
+
+    As block/vmdk.c, vmdk_probe, has it, and a little more than that: blank lines are passed over in any form.
+    """
+    found = os.pread(descriptor, _TEXT_BYTES, 0)
+    if found.startswith(_VMDK_MAGICS):
+        return True
+    lines = (line.strip() for line in found.split(b"\n"))
+    return next((line for line in lines if line and not line.startswith(b"#")), b"").startswith(b"version=")
 
 
 def size(descriptor: int, path: str, format: str) -> int:

@@ -51,12 +51,20 @@ def _check(path: str) -> None:
             headers.check(descriptor, path, "raw")
             if headers.is_qcow2(descriptor):
                 headers.check(descriptor, path, "qcow2")
+            elif headers.is_vmdk(descriptor):
+                raise _vmdk(path)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise HostError(f"--image {path}: {error.strerror}") from None
     except HostError as error:
         raise HostError(f"--image {error.what}", error.hint) from None
+
+
+def _vmdk(path: str) -> HostError:
+    """QEMU would open whatever it names, be it for a look alone."""
+    hint = f"qemu-img convert -O qcow2 {path} NEW.qcow2, only if you trust who made it: files that it names are opened"
+    return HostError(f"{path} is of the format vmdk; guests have raw and qcow2", hint)
 
 
 def _said(command: list[str], package: str) -> str:

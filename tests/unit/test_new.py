@@ -253,6 +253,40 @@ def test_image_that_no_guest_can_have(
     assert os.listdir(etc) == []
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"KDMV\1\0",
+        b"COWD\1\0",
+        b'# Disk DescriptorFile\nversion=1\n# Extent description\nRW 2048 FLAT "fifo" 0\n',
+        b"# Disk DescriptorFile\r\n  \r\n#\r\nversion=3\r\n",
+        b"version=2\n",
+        b"#\rx\nversion=1\n",
+        b"#" * 600 + b"\nversion=1\n",
+    ],
+)
+def test_a_vmdk_is_refused_before_any_program_opens_what_it_names(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installed, "_said", lambda *_: pytest.fail("qemu-img was asked"))
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    with pytest.raises(HostError) as caught:
+        installed.image(str(path))
+    assert caught.value.what == f"--image {path} is of the format vmdk; guests have raw and qcow2"
+    assert caught.value.hint.startswith(f"qemu-img convert -O qcow2 {path} NEW.qcow2, only if you trust who made it")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xeb\x63\x90", b"#!/bin/sh\nversion\n", b"\0" * 5000 + b"version=1", b"vers"]
+)
+def test_other_images_are_qemus_to_tell(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installed, "_said", lambda *_: '{"format": "raw", "virtual-size": 5}')
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    assert installed.image(str(path)) == Image(str(path), "raw", 5)
+
+
 @qemu
 @pytest.mark.parametrize("kind", ["directory", "fifo"])
 def test_an_image_that_is_no_file(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
