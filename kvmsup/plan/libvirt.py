@@ -24,6 +24,7 @@ from kvmsup.plan import (
     libvirt_xml,
 )
 from kvmsup.plan.guestfile import Section
+from kvmsup.plan.libvirt_values import Lists
 from kvmsup.plan.libvirt_xml import Node, Told
 from kvmsup.records import NamedTuple
 
@@ -69,13 +70,14 @@ def _sections(domain: Node, name: str) -> Iterator[Section]:
     pcie, kernel = has_pcie(machine.values["type"]), "kernel" in machine.values
     processor = libvirt_cpu.read(domain, emulated="accel" in machine.values)
     yield Section("cpu", "", processor.values)
-    placed = libvirt_placement.read(domain, processor)
+    lists = Lists()
+    placed = libvirt_placement.read(domain, processor, lists)
     if placed.values or placed.pins:
         own = 'libvirt keeps nobody off these CPUs, kvmsup does. If they are not its own: cpus = "shared".'
         yield Section("placement", own if "cpus" in placed.values else "", placed.values)
     if placed.pins:
         yield Section("placement.vcpu", "", dict(placed.pins))
-    yield from libvirt_memory.read(domain, processor, name)
+    yield from libvirt_memory.read(domain, processor, lists, name)
     disks = list(libvirt_disks.read(domain, placed.iothreads, pcie=pcie, kernel=kernel))
     nets = list(libvirt_nets.read(domain, pcie=pcie, kernel=kernel))
     used = {device.section.values.get("iothread", "") for device in disks}

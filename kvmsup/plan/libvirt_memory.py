@@ -11,7 +11,7 @@ from kvmsup.model import cells, config
 from kvmsup.plan import libvirt_values
 from kvmsup.plan.guestfile import Section
 from kvmsup.plan.libvirt_cpu import Processor
-from kvmsup.plan.libvirt_values import amount, rounded, whole
+from kvmsup.plan.libvirt_values import Lists, amount, rounded, whole
 from kvmsup.plan.libvirt_xml import Node
 from kvmsup.records import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ _M = sizes.UNITS["M"]
 _MOST_HOST_NODE = 1023
 
 
-def read(domain: Node, processor: Processor, guest: str) -> Iterator[Section]:
+def read(domain: Node, processor: Processor, lists: Lists, guest: str) -> Iterator[Section]:
     """The tables. Raises KvmsupError where nobody can tell how much memory there is."""
     memory = domain.at("memory")
     size = amount(memory)
@@ -31,7 +31,7 @@ def read(domain: Node, processor: Processor, guest: str) -> Iterator[Section]:
         raise KvmsupError("the domain does not say how much memory it has", "<memory unit='GiB'>4</memory>")
     page = _page(domain.at("memoryBacking"))
     unit = sizes.parse(page) if page else _M
-    nodes = _cells(domain, numa, processor, unit)
+    nodes = _cells(domain, numa, processor, lists, unit)
     if nodes:
         size = sum(node["memory"] for node in nodes)
     if not size:
@@ -90,30 +90,32 @@ def _balloon(domain: Node, size: int, guest: str, *, plain: bool) -> Iterator[Se
     yield Section("memory.balloon", told, {"min": sizes.render(least)})
 
 
-def _cells(domain: Node, numa: list[Node], processor: Processor, unit: int) -> list[dict[str, Any]]:
+def _cells(domain: Node, numa: list[Node], processor: Processor, lists: Lists, unit: int) -> list[dict[str, Any]]:
     """The guest's nodes in their order; none where they do not share out all vCPUs and all memory."""
     bound = {node.attribute("cellid"): node for node in domain.at("numatune").all("memnode")}
     found: dict[int, dict[str, Any]] = {}
-    taken: list[int] = []
-    for place, cell in enumerate(numa):
+    taken: dict[int, frozenset[int]] = {}
+    for place, cell in enumerate(numa if len(numa) <= cells.MOST_NODES else ()):
         number = whole(cell.attribute("id") or str(place), 0, cells.MOST_NODES - 1)
-        vcpus = libvirt_values.cpus(cell.attribute("cpus")) or frozenset()
+        vcpus = lists.cpus(cell.attribute("cpus"))
         size = libvirt_values.amount_attribute(cell, "memory")
         if number is None or not size or not vcpus:
             continue
-        taken += vcpus
+        taken[number] = vcpus
         found[number] = {"vcpus": cpulist.render(vcpus), "memory": rounded(size, unit)}
-        if (host := _host_node(bound.get(str(number)))) is not None:
+        if (host := _host_node(bound.get(str(number)), lists)) is not None:
             found[number]["host-node"] = host
         found[number] |= _distances(cell, number, len(numa))
     parted = any(
         len({index // processor.threads for index in taken_by}) * processor.threads != len(taken_by)
-        for taken_by in (libvirt_values.cpus(node["vcpus"]) or () for node in found.values())
+        for taken_by in taken.values()
     )
     numbered = sorted(found) == list(range(len(numa)))
-    if not numbered or sorted(taken) != list(range(processor.maxcpus)) or parted:
+    shared_out = sorted(index for vcpus in taken.values() for index in vcpus) == list(range(processor.maxcpus))
+    if not numbered or not shared_out or parted:
+        why = lists.why("guest nodes share out all vCPUs, whole cores, and each has some and memory: [numa.N]")
         for node in (*numa, *bound.values()):
-            node.lost("guest nodes share out all vCPUs, whole cores, and each has some and memory: [numa.N]")
+            node.lost(why)
         return []
     for key, node in bound.items():
         if whole(key, 0, len(numa) - 1) is None:
@@ -121,11 +123,11 @@ def _cells(domain: Node, numa: list[Node], processor: Processor, unit: int) -> l
     return [found[number] for number in sorted(found)]
 
 
-def _host_node(node: Node | None) -> int | None:
+def _host_node(node: Node | None, lists: Lists) -> int | None:
     if node is None:
         return None
     mode = node.attribute("mode") or "strict"
-    hosts = libvirt_values.cpus(node.attribute("nodeset")) or frozenset()
+    hosts = lists.cpus(node.attribute("nodeset")) or frozenset()
     if len(hosts) == 1 and mode in ("strict", "restrictive") and min(hosts) <= _MOST_HOST_NODE:
         return min(hosts)
     node.lost("a guest node is bound to one node of the host: numa.N.host-node")

@@ -8,6 +8,8 @@ from kvmsup.plan.libvirt_xml import Node
 
 # src/util/virutil.c, virScaleInteger: a letter, or with iB, is base 1024; with B it is base 1000.
 _LETTERS = "kmgtpe"
+# As for all lists of a guest's file together (model/table.py).
+_MOST_CPUS = 1 << 19
 
 
 def whole(text: str, low: int, high: int) -> int | None:
@@ -39,18 +41,36 @@ def _factor(unit: str) -> int:
     return int(base**power) if power else 0
 
 
-def cpus(text: str) -> frozenset[int] | None:
-    """Those of libvirt's list, such as 1-4,^3,6; None where it is none or empty."""
-    within: frozenset[int] = frozenset()
-    parts = text.split(",")
-    if len(parts) > cpulist.HIGHEST:
-        return None
-    try:
-        within = cpulist.parse(",".join(part for part in parts if "^" not in part))
-        without = cpulist.parse(",".join(part.strip().removeprefix("^") for part in parts if "^" in part))
-    except ValueError:
-        return None
-    return within - without or None
+class Lists:
+    """Reads one domain's lists of CPUs and nodes, which name only so many together: its XML has room for far more."""
+
+    def __init__(self) -> None:
+        self._left = _MOST_CPUS
+
+    def why(self, otherwise: str) -> str:
+        """The reason why something with a list is lost: that all have named too many, and none is read any more."""
+        return otherwise if self._left >= 0 else f"the lists of the domain name over {_MOST_CPUS} CPUs together"
+
+    def have_room(self, count: int) -> bool:
+        """Whether `count` more may be named; then they are."""
+        if count > self._left:
+            return False
+        self._left -= count
+        return True
+
+    def cpus(self, text: str) -> frozenset[int] | None:
+        """Those of libvirt's list, such as 1-4,^3,6; None where it is none or empty, or all have named too many."""
+        parts = text.split(",")
+        if not text or self._left < 0 or len(parts) > cpulist.HIGHEST:
+            return None
+        try:
+            within = cpulist.parse(",".join(part for part in parts if "^" not in part))
+            without = cpulist.parse(",".join(part.strip().removeprefix("^") for part in parts if "^" in part))
+        except ValueError:
+            self._left -= cpulist.HIGHEST + 1  # nobody knows how many it had named until then
+            return None
+        self._left -= max(len(within), len(without))
+        return (within - without or None) if self._left >= 0 else None
 
 
 def rounded(size: int, unit: int) -> int:

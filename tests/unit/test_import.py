@@ -147,7 +147,45 @@ def test_the_largest_is_read_in_time() -> None:
     ],
 )
 def test_lists_of_cpus(text: str, cpus: set[int] | None) -> None:
-    assert libvirt_values.cpus(text) == cpus
+    assert libvirt_values.Lists().cpus(text) == cpus
+
+
+MANY = {
+    "cputune/vcpusched": "<cputune>" + "<vcpusched vcpus='0-8191'/>" * 14_000 + "</cputune>",
+    "cputune/iothreadpin": "<iothreads>1</iothreads><cputune>"
+    + "<iothreadpin iothread='1' cpuset='0-8191'/>" * 15_000
+    + "</cputune>",
+    "cpu/numa/cell": "<cpu><numa>" + "<cell cpus='0-8191' memory='1'/>" * 15_000 + "</numa></cpu>",
+    "cpu/numa/cell of one id": "<cpu><numa>" + "<cell id='0' cpus='0-8191' memory='1'/>" * 6000 + "</numa></cpu>",
+    "cputune/vcpusched without any": "<cputune>" + "<vcpusched vcpus='0-8191,^0-8191'/>" * 14_000 + "</cputune>",
+    "cputune/vcpusched that are wrong": "<cputune>" + "<vcpusched vcpus='0-8191,0-8191,x'/>" * 14_000 + "</cputune>",
+}
+
+
+@pytest.mark.parametrize("what", MANY)
+def test_all_lists_together_are_bounded(what: str) -> None:
+    started = time.process_time()
+    found = dropped(domain(MANY[what]))
+    assert time.process_time() - started < 5
+    assert found[what.partition(" ")[0]]
+
+
+def test_once_the_lists_name_too_many_each_is_told() -> None:
+    """Of those before it no half is taken: a later one could have changed it."""
+    much = "<iothreadpin iothread='1' cpuset='0-8191'/>" * 70
+    sched = "<vcpusched vcpus='0-1' scheduler='fifo' priority='1'/>"
+    for more in ("", much):
+        xml = domain(f"<iothreads>1</iothreads><cputune>{pins('2', '3')}{sched}{more}</cputune>")
+        assert tables(xml)["placement"]["scheduler"] == "fifo:1"
+    assert dropped(xml)["cputune/iothreadpin"] == "the lists of the domain name over 524288 CPUs together"
+    xml = domain(f"<cputune>{pins('2', '3')}{sched}{sched.replace('0-1', '0-8191') * 70}</cputune>")
+    assert "scheduler" not in tables(xml)["placement"]
+    assert dropped(xml)["cputune/vcpusched"] == "the lists of the domain name over 524288 CPUs together"
+
+
+def test_more_guest_nodes_than_there_can_be() -> None:
+    found = dropped(domain("<cpu><numa>" + "<cell cpus='0-8191' memory='1'/>" * 129 + "</numa></cpu>"))
+    assert found["cpu/numa/cell"].startswith("guest nodes share out all vCPUs")
 
 
 @pytest.mark.parametrize(
