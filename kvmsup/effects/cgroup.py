@@ -37,7 +37,7 @@ def processes(root: str, claim: Claim) -> list[int]:
 def _in(place: str) -> list[int]:
     try:
         return [int(pid) for pid in files.read(f"{place}/cgroup.procs").split()]
-    except OSError:
+    except (OSError, ValueError):  # below another root there may be anything
         return []
 
 

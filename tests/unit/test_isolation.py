@@ -10,7 +10,7 @@ import pytest
 
 from kvmsup import cpulist
 from kvmsup.cli import isolation
-from kvmsup.effects import intrusions, kernel
+from kvmsup.effects import cgroup, interrupts, intrusions, kernel
 from kvmsup.errors import HostError, Refusal
 from kvmsup.model.guest import Guest, Host, IoThread
 from kvmsup.model.hostfacts import Intrusion
@@ -166,6 +166,29 @@ def test_what_a_person_sees() -> None:
     )
     (line,) = isolation.lines(report(amiss="the kernel says 'member'"))
     assert line == "  isolation  CPU 2-3: drift: the kernel says 'member'"
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("\0", []),
+        ("", []),
+        ("CPU0 x\n1: 2 3", []),
+        (f"CPU{'9' * 5000}\n1: 2", []),
+        (f"CPU0\n1: {'9' * 5000} PCI 1 eth0\n2: 7 PCI 1 eth1", [("1", {}, "eth0"), ("2", {0: 7}, "eth1")]),
+        (f"CPU0\n{'9' * 5000}: 1 PCI 1 eth0", [("9" * 5000, {0: 1}, "")]),
+    ],
+)
+def test_interrupts_that_no_kernel_has_counted(tmp_path: Any, text: str, rows: list[Any]) -> None:
+    trees.write(str(tmp_path), "/proc/interrupts", text)
+    found = interrupts.rows(f"{tmp_path}/proc/interrupts")
+    assert [(row.label, dict(row.counts), row.device) for row in found] == rows
+
+
+@pytest.mark.parametrize("text", ["\0", "1\nx", "9" * 5000])
+def test_a_control_group_that_no_kernel_has_written(tmp_path: Any, text: str) -> None:
+    trees.write(str(tmp_path), f"{cgroup.directory('', RT)}/cgroup.procs", text)
+    assert cgroup.processes(str(tmp_path), RT) == []
 
 
 def test_the_record_is_small(tmp_path: Any) -> None:
