@@ -63,7 +63,7 @@ def dimmed(text: str) -> str:
 def columns() -> int:
     """How wide the terminal is, or COLUMNS says; 80 where there is neither. As shutil has it, which imports a lot."""
     told = os.environ.get("COLUMNS", "")
-    if told.isdecimal() and int(told):
+    if len(told) < 6 and told.isdecimal() and int(told):
         return int(told)
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns or 80

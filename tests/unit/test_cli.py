@@ -400,6 +400,15 @@ def test_a_line_of_parts_is_folded_on_a_terminal_alone(monkeypatch: pytest.Monke
     assert show.folded("a-long-one-alone · two") == ["a-long-one-alone", "  two"]
 
 
+@pytest.mark.parametrize(
+    ("told", "columns"), [("132", 132), ("99999", 99999), ("9" * 5000, 80), ("0", 80), ("x", 80), ("", 80)]
+)
+def test_columns(told: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", told)
+    monkeypatch.setattr(sys, "stdout", Terminal())  # which has no size
+    assert show.columns() == columns
+
+
 def test_amounts_have_three_digits_or_four() -> None:
     told = [show.amount(size) for size in (0, 999, 10 << 10, 9 << 20, 10 << 20, 64 << 30, 20 << 40)]
     assert told == ["0", "999", "10K", "9216K", "10M", "64G", "20T"]
