@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 from kvmsup.cli import show
-from kvmsup.effects import glance, peers, qmp
+from kvmsup.effects import configs, glance, peers, qmp
 from kvmsup.errors import KvmsupError
+from kvmsup.model.guest import is_name
 from kvmsup.plan import paths
 from kvmsup.records import TYPE_CHECKING
 
@@ -47,6 +48,8 @@ class _Told(Exception):
 
 def run(asked: argparse.Namespace) -> int:
     """Join until the user leaves or the guest ends. Raises KvmsupError when there is no console."""
+    if not is_name(asked.guest):  # a path such as ../web would lead elsewhere
+        raise configs.no_guest("", asked.guest)
     path = paths.socket(asked.guest, "console")
     leave: bytes = asked.detach_key
     key = f"Ctrl-{chr(leave[0] | 0x40)}" if leave else None

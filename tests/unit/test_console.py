@@ -295,6 +295,13 @@ def test_keys(text: str, key: str | None, capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(capsys.readouterr().out) == {"guest": "web", "console": path, "detach": key}
 
 
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_what_cannot_name_a_guest_has_no_console(more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["console", "../web", *more]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("kvmsup: there is no guest ../web\n  hint: ")
+
+
 @pytest.mark.parametrize("text", ["", "^", "]", "^1", "^]x", "ctrl-a", "^é"])
 def test_no_keys(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
