@@ -167,7 +167,7 @@ def test_a_supervisor_that_hangs_with_the_claims_lock_is_ended(busy: Host) -> No
     busy.put(b"[Service]\nEnvironmentFile=-/run/hang.env\n", "/run/systemd/system/kvmsup.service.d/hang.conf")
     busy.put(b"KVMSUP_FAULT=supervisor.lock:stop\n", "/run/hang.env")
     busy.run("systemctl daemon-reload; systemctl restart --no-block kvmsup")
-    busy.wait_for("ps -o stat= -C kvmsup-superv | grep -q T", timeout=60)
+    busy.wait_for("ps -o stat= -C kvmsup-supervis | grep -q T", timeout=60)
     busy.run("rm /run/hang.env")
     guests.start(busy, "waits")
     assert "waiting for the claims' lock, which process " in guests.said(busy, "waits")
