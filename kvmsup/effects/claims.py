@@ -140,5 +140,5 @@ def rewrite(root: str, claim: Claim) -> None:
 
 
 def remove(root: str, guest: str) -> None:
-    """Remove the claim; that there is none is as good."""
+    """Remove the claim; that there is none is as good. Raises HostError."""
     files.remove(path(root, guest))

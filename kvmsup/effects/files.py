@@ -151,7 +151,7 @@ def _lengthen(descriptor: int, size: int, more: int) -> None:
 def sweep_parts(directory: str, of: str = "") -> None:
     """Remove what a `replace` that was killed has left in `directory`, of the file `of` or of all.
 
-    The caller knows that nobody writes there.
+    The caller knows that nobody writes there. Raises HostError.
     """
     try:
         names = os.listdir(directory)
@@ -195,8 +195,10 @@ def _write_new(path: str, content: bytes, mode: int) -> None:
 
 
 def remove(path: str) -> None:
-    """Remove `path`; that it is gone already is as good. Raises OSError for any other reason."""
+    """Remove `path`; that it is gone already is as good. Raises HostError naming the file and the reason."""
     try:
         os.unlink(path)
     except FileNotFoundError:
         pass
+    except OSError as error:
+        raise HostError(f"{path}: cannot remove: {error.strerror}") from None

@@ -6,12 +6,13 @@ Callers hold the claims' lock.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping
 
 from kvmsup import sizes
 from kvmsup.effects import claims, fence, files, hugepages, journal, ready, running, systemctl
-from kvmsup.errors import KvmsupError
+from kvmsup.errors import HostError, KvmsupError
 from kvmsup.model.claim import Claim
 from kvmsup.steps import step
 
@@ -41,7 +42,7 @@ def _standing(setup: systemctl.Unit, guest: systemctl.Unit) -> str:
 
 
 def sweep(root: str, known: Mapping[str, Claim], keep: str = "") -> dict[str, Claim]:
-    """Give back what stale claims hold and remove them; returns the claims that stand. `keep` is left alone.
+    """Give back what stale claims hold and remove them; returns the claims that stand. `keep` is none while held.
 
     One that cannot be given back stands, which is said as its guest's: it keeps nobody else from starting. Raises
     HostError where systemd does not answer.
@@ -50,7 +51,7 @@ def sweep(root: str, known: Mapping[str, Claim], keep: str = "") -> dict[str, Cl
         files.sweep_parts(f"{root}{claims.RUN}/{directory}")
     for name in ("masks.found", "fences.found"):
         files.sweep_parts(f"{root}{claims.RUN}", name)
-    left = undo(root, known, keep)
+    left = undo(root, known)
     doubtful = [
         guest
         for guest, claim in left.items()
@@ -62,13 +63,13 @@ def sweep(root: str, known: Mapping[str, Claim], keep: str = "") -> dict[str, Cl
     return left
 
 
-def undo(root: str, known: Mapping[str, Claim], keep: str = "") -> dict[str, Claim]:
-    """Give back what claims have that are not held, but for `keep`; returns those that stand.
+def undo(root: str, known: Mapping[str, Claim]) -> dict[str, Claim]:
+    """Give back what claims have that are not held; returns those that stand.
 
     Under the lock such a claim is one whose setup, or release, ended in the middle. Whoever changes a pool undoes it
     first: what it had added there can be told only until then.
     """
-    return _without(root, known, [guest for guest, claim in known.items() if guest != keep and not claim.held])
+    return _without(root, known, [guest for guest, claim in known.items() if not claim.held])
 
 
 def _without(root: str, known: Mapping[str, Claim], over: Iterable[str]) -> dict[str, Claim]:
@@ -79,12 +80,18 @@ def _without(root: str, known: Mapping[str, Claim], over: Iterable[str]) -> dict
         try:
             told = release(root, claim, list(left.values()))
         except KvmsupError as error:
-            journal.tell(root, guest, journal.ERROR, str(error), "release-failed")
+            _tell(root, guest, journal.ERROR, str(error), "release-failed")
             left[guest] = claims.read(root, guest) or claim
             continue
         for shortfall in told:
-            journal.tell(root, guest, journal.WARNING, shortfall, "pages-left")
+            _tell(root, guest, journal.WARNING, shortfall, "pages-left")
     return left
+
+
+@functools.cache
+def _tell(root: str, guest: str, priority: int, text: str, catalog: str) -> None:
+    """Once: who waits for others tries again and again."""
+    journal.tell(root, guest, priority, text, catalog)
 
 
 def _put_back(root: str, standing: Iterable[Claim]) -> None:
@@ -92,7 +99,10 @@ def _put_back(root: str, standing: Iterable[Claim]) -> None:
     if os.path.exists(f"{root}{claims.RUN}/masks.found") and not any(claim.isolate for claim in standing):
         from kvmsup.effects import masks  # for hosts that had isolated guests alone
 
-        masks.settle(root, [])
+        try:
+            masks.settle(root, [])
+        except KvmsupError as error:  # the next one tries again
+            journal.say(journal.ERROR, str(error), "release-failed")
 
 
 def release(root: str, claim: Claim, others: list[Claim]) -> list[str]:
@@ -113,10 +123,14 @@ def release(root: str, claim: Claim, others: list[Claim]) -> list[str]:
     left = hugepages.give_back(root, claim, others)
     try:
         _let_go(root, claim, others)
-    except KvmsupError:
-        # Others' pools may change before it is done again, and its pages are back.
-        claims.rewrite(root, claim._replace(grown={}, absorbed={}, before={}, held=False))
-        raise
+    except KvmsupError as error:
+        # Others' pools may change before it is done again, and its pages are back as far as they come.
+        claims.rewrite(root, claim._replace(pages={}, grown={}, absorbed={}, before={}, held=False))
+        raise HostError("; ".join((error.what, *_missing(claim, left))), error.hint, error.catalog) from None
+    return _missing(claim, left)
+
+
+def _missing(claim: Claim, left: Mapping[int, int]) -> list[str]:
     size = sizes.render(claim.page_size)
     return [
         f"{count} hugepages of {size} on node {node} that were added for {claim.guest} are still in use or gone"

@@ -38,8 +38,5 @@ def write(root: str, guest: str, said: Said) -> None:
 
 def forget(root: str, guest: str) -> None:
     """Nothing has been said by `guest`, nor begun to be written down. Raises HostError."""
-    try:
-        files.sweep_parts(f"{root}{claims.RUN}/ready", guest)
-        files.remove(path(root, guest))
-    except OSError as error:
-        raise HostError(f"{path(root, guest)}: cannot remove: {error.strerror}") from None
+    files.sweep_parts(f"{root}{claims.RUN}/ready", guest)
+    files.remove(path(root, guest))

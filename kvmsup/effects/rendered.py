@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 
 import kvmsup
 from kvmsup.effects import files
+from kvmsup.errors import HostError
 from kvmsup.plan import agreed
 
 DIRECTORY = "/var/cache/kvmsup"
@@ -56,8 +57,8 @@ def write(root: str, guest: str, made_from: str, drop_ins: Mapping[str, str]) ->
 
 
 def forget(root: str, guests: Collection[str]) -> None:
-    """Remove the entries of all but `guests`."""
-    with contextlib.suppress(OSError):
+    """Remove the entries of all but `guests`, as far as they can be."""
+    with contextlib.suppress(OSError, HostError):
         for name in set(os.listdir(root + DIRECTORY)) - set(guests):
             files.remove(_file(root, name))
 

@@ -46,5 +46,5 @@ def read(root: str, guest: str) -> dict[str, Any] | None:
 
 
 def remove(root: str, guest: str) -> None:
-    """Remove it; that there is none is as good."""
+    """Remove it; that there is none is as good. Raises HostError."""
     files.remove(path(root, guest))

@@ -165,8 +165,7 @@ def _take(request: Request, found: Backing, root: str) -> None:
     """Place, reserve and hold; under the lock."""
     name = request.guest.name
     step("setup.claims")
-    known = ledger.undo(root, claims.read_all(root))
-    standing = ledger.sweep(root, known, keep=name)
+    standing = ledger.sweep(root, claims.read_all(root), keep=name)
     mine = standing.pop(name, None)
     others = list(standing.values())
     refusals.check_disks(name, _disks(root, request.guest, found), others)

@@ -222,6 +222,10 @@ def test_a_claim_that_cannot_be_given_back_stands_in_nobodys_way(
     assert "a fault was injected at the step release.fence" in capfd.readouterr().err
     assert pools.total(0) == 5
     monkeypatch.delenv("KVMSUP_FAULT")
+    db = guest_starts(root, pools, "db")
+    stands = claims.read_all(root)["web"]
+    assert ledger.release(root, db, [stands]) == []  # nothing is promised to web any more
+    assert pools.total(0) == 5
     pools.attribute_written(f"{root}{pools.directory(0)}/nr_hugepages", "15")  # by an administrator
     assert ledger.sweep(root, claims.read_all(root), keep="db") == {}
     assert (claims.read_all(root), pools.total(0)) == ({}, 15)
@@ -240,6 +244,34 @@ def test_sweep(root: str, pools: Pools, fake_systemctl: Systemctl) -> None:
     assert pools.total(0) == 5 + 4 * 10
     asked = " ".join(f"kvm-setup@{name}.service kvm@{name}.service" for name in sorted(states))
     assert f"-- {asked}\n" in log.read_text()
+
+
+def test_what_the_system_does_not_let_go_of_is_that_guests_alone(
+    root: str, pools: Pools, fake_systemctl: Systemctl, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is told once, however often somebody tries."""
+    fake_systemctl({"kvm-setup@web.service": ("inactive", ""), "kvm@web.service": ("inactive", "")})
+    guest_starts(root, pools, "web")
+    os.makedirs(f"{root}/run/kvmsup/running/web.json")
+    for _ in range(3):
+        assert list(ledger.sweep(root, claims.read_all(root))) == ["web"]
+    assert capfd.readouterr().err.count("running/web.json: cannot remove: Is a directory") == 1
+    os.rmdir(f"{root}/run/kvmsup/running/web.json")
+    assert ledger.sweep(root, claims.read_all(root)) == {}
+    assert pools.total(0) == 5
+
+
+@pytest.mark.usefixtures("fake_systemctl")
+def test_what_is_still_in_use_is_said_beside_what_else_goes_wrong(
+    root: str, pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = guest_starts(root, pools, "web")
+    pools.use(0, 8)
+    monkeypatch.setenv("KVMSUP_FAULT", "release.fence:error")
+    with pytest.raises(
+        HostError, match=r"\(KVMSUP_FAULT\); 3 hugepages of 2M on node 0 that were added for web are still"
+    ):
+        ledger.release(root, held, [])
 
 
 @pytest.mark.usefixtures("fake_systemctl")
@@ -287,7 +319,7 @@ def test_overwriting_needs_another_page(small_run: Path, more: int) -> None:
 
 @pytest.mark.usefixtures("fake_systemctl")
 def test_what_a_killed_write_has_left_is_swept(root: str, pools: Pools) -> None:
-    guest_starts(root, pools, "web", held=False)
+    guest_starts(root, pools, "web")
     os.makedirs(f"{root}/run/kvmsup/running")
     parts = [Path(f"{root}/run/kvmsup/{name}.123.part") for name in ("claims/web.env", "running/web.json")]
     for part in parts:
