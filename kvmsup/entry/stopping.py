@@ -21,7 +21,12 @@ KILL_SIGNAL = signal.SIGUSR1
 
 
 class Stopping(BaseException):
-    """The unit is to stop. Nothing but the program's entry point catches it."""
+    """The unit is to stop. Nothing but the program's entry point catches it.
+
+    `came` says that it was raised: what somebody's `finally` raises takes its place.
+    """
+
+    came = False
 
 
 def listen() -> None:
@@ -29,6 +34,7 @@ def listen() -> None:
 
     Until then the unit has it blocked (env --block-signal).
     """
+    Stopping.came = False
     signal.signal(KILL_SIGNAL, _heard)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (KILL_SIGNAL,))
 
@@ -36,11 +42,14 @@ def listen() -> None:
 def deafen() -> None:
     """A stop is not heard any more, by whoever is done, or is about to do what it would ask for.
 
-    Raises Stopping where one has come just before.
+    Raises Stopping where one has come before.
     """
     signal.signal(KILL_SIGNAL, signal.SIG_IGN)
+    if Stopping.came:
+        raise Stopping
 
 
 def _heard(*_: object) -> NoReturn:
     signal.signal(KILL_SIGNAL, signal.SIG_IGN)
+    Stopping.came = True
     raise Stopping

@@ -53,6 +53,7 @@ def nothing_leaks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     heard = signal.getsignal(stopping.KILL_SIGNAL)
     yield
     signal.signal(stopping.KILL_SIGNAL, heard)  # attach is deaf to it once it is done
+    stopping.Stopping.came = False
     # What earlier tests of the same process had open may well be gone by now.
     assert not {number: what for number, what in _descriptors().items() if descriptors.get(number) != what}
     assert not _children() - children

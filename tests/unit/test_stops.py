@@ -199,6 +199,27 @@ def test_a_stop_at_the_very_end_of_a_reload(error: HostError | None, monkeypatch
     assert asked == [4711]
 
 
+def test_a_stop_that_an_error_takes_the_place_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a reload whose last step is done whatever happens, and fails in its turn."""
+    asked = []
+
+    def ends(_name: str, pid: int, _root: str) -> int:
+        asked.append(pid)
+        return 7
+
+    def applied(*_: object) -> None:
+        try:
+            stopped_now()
+        finally:
+            raise HostError("QEMU has not answered in time")
+
+    monkeypatch.setattr(stop, "end", ends)
+    monkeypatch.setattr(apply, "run", applied)
+    monkeypatch.setenv("MAINPID", "4711")
+    assert apply.main("web") == 7
+    assert asked == [4711]
+
+
 @pytest.mark.parametrize(("key", "status"), [("ExecStartPost", -signal.SIGTERM), ("ExecReload", 0)])
 def test_a_stop_before_a_program_listens(key: str, status: int, tmp_path: Path) -> None:
     """As the unit runs it: the signal comes while Python is still starting."""
