@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -560,6 +560,18 @@ def test_the_supervisor_lets_a_paused_guest_go(supervised: Guest, capfd: pytest.
     assert not web.runs
 
 
+def shows_once(show: Callable[..., Any]) -> Callable[..., Any]:
+    """And is then too busy."""
+    answers = [show]
+
+    def asked(*arguments: Any) -> Any:
+        if not answers:
+            raise HostError("systemctl show: Connection timed out")
+        return answers.pop()(*arguments)
+
+    return asked
+
+
 def test_the_supervisor_tries_again_to_let_a_paused_guest_go(
     supervised: Guest, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -575,6 +587,12 @@ def test_the_supervisor_tries_again_to_let_a_paused_guest_go(
         task.act()
         assert task.due()
     assert capfd.readouterr().err.count("its threads could not be looked at") == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(systemctl, "show", shows_once(systemctl.show))
+        task.when["web"] = 0.0
+        with pytest.raises(HostError):
+            task.act()
+    assert task.due()
     web.process.send_signal(signal.SIGCONT)
     task.when["web"] = 0.0
     task.act()

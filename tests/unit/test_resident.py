@@ -110,6 +110,17 @@ def test_a_claim_that_no_release_will_see_to_is_given_back(root: str, fake_syste
     assert claims.names(root) == []
 
 
+def test_a_sweep_that_fails_is_tried_again(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: object) -> None:
+        raise HostError("systemctl list-jobs: Connection timed out")
+
+    monkeypatch.setattr(systemctl, "units", busy)
+    task = Sweeping(root)
+    with pytest.raises(HostError):
+        task.act()
+    assert 5 < (task.due() or 0) - time.monotonic() <= 10
+
+
 def test_one_shake_after_the_other_postpones_nothing(root: str) -> None:
     task = threads.Threads(root)
     task.shaken("daemon-reload")

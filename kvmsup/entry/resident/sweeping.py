@@ -14,6 +14,8 @@ from kvmsup.entry.resident.lock import lock_now
 
 # A setup unit that has just gone down may be releasing.
 _CALM_SECONDS = 1.0
+# A host too busy for an answer is asked again.
+_PATIENCE_SECONDS = 10.0
 
 
 class Sweeping:
@@ -34,10 +36,11 @@ class Sweeping:
         return self.when
 
     def act(self) -> None:
-        """Whoever holds the lock meanwhile has swept, or will; but the job may come after that."""
-        self.when = None
+        """Whoever holds the lock meanwhile has swept, or will; but the job may come after that. Raises KvmsupError."""
+        self.when = time.monotonic() + _PATIENCE_SECONDS  # once more if anything fails from here on
         try:
             with lock_now(self.root):
                 ledger.sweep(self.root, claims.read_all(self.root))
+            self.when = None
         except claims.Busy:
             self.when = time.monotonic() + _CALM_SECONDS

@@ -86,14 +86,17 @@ class Threads:
         except claims.Busy:
             self.when[guest] = time.monotonic() + _SECOND_LOOK_SECONDS
         except KvmsupError as error:
+            self.when[guest] = time.monotonic() + _PATIENCE_SECONDS  # once more if anything fails from here on
             if guest not in _running({guest: f"kvm@{guest}.service"}):  # it has ended meanwhile
+                del self.when[guest]
                 return
             if guest not in self.unseen:
                 told = f"its threads could not be looked at: {error}"
                 journal.tell(self.root, guest, journal.WARNING, told, "threads-unseen")
             if settle.is_paused(self.root, guest):  # until it goes on
                 self.unseen.add(guest)
-                self.when[guest] = time.monotonic() + _PATIENCE_SECONDS
+            else:
+                del self.when[guest]
 
     def _resume(self, guest: str, pid: int) -> None:
         """Raises KvmsupError, and Busy while somebody, such as the reload that has paused it, is at the claims."""
