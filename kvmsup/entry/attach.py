@@ -24,6 +24,8 @@ from kvmsup.plan.duties import Duty
 from kvmsup.plan.paths import socket
 from kvmsup.steps import step
 
+# For the kernel to be done with QEMU's exec.
+_EXEC_SECONDS = 1.0
 # A thread that is born by the first vCPU which runs inherits its mask. That is a moment after cont; on a host too busy
 # for that, the supervisor looks once more.
 _LATE_LOOKS_SECONDS = (0.0, 0.001, 0.002, 0.004, 0.008)
@@ -61,8 +63,12 @@ def _given(pid: int, root: str) -> tuple[Claim, Sequence[plugs.Plug]]:
     try:
         stopping.listen()
         claim = claim_text.from_environment(os.environ, "the environment")
-        started = proc.environment(f"{root}/proc/{pid}")
-        _check_generated(claim, started)
+        started = _started_with(root, pid)
+        generated = started.get(claim_text.GENERATED, claim.loaded)
+        if generated != claim.loaded:
+            from kvmsup.entry import regenerated  # no edit was loaded in the middle of a usual start
+
+            regenerated.check(root, claim.guest, generated)
         return claim, plugs.given(started)
     except BaseException:  # Stopping, too
         _deafen()
@@ -76,11 +82,16 @@ def _deafen() -> None:
         stopping.deafen()
 
 
-def _check_generated(claim: Claim, started: Mapping[str, str]) -> None:
-    """Between setup and QEMU's start, which may wait for a bridge or a mount, systemd can load another file."""
-    if started.get(claim_text.GENERATED, claim.loaded) != claim.loaded:
-        what = "its configuration was edited, and loaded by systemd, after it had been set up and before QEMU started"
-        raise HostError(what, f"systemctl start kvm@{claim.guest}", "not-loaded")
+def _started_with(root: str, pid: int) -> Mapping[str, str]:
+    """QEMU's environment; nothing when it has ended, which is told where it is missed. Raises HostError.
+
+    While the kernel is still at QEMU's exec, there is none (fs/proc/base.c, environ_read).
+    """
+    until = time.monotonic() + _EXEC_SECONDS
+    while not (found := proc.environment(f"{root}/proc/{pid}")) and not proc.has_ended(pid, 0.01):
+        if time.monotonic() > until:
+            raise HostError(f"what QEMU was started with cannot be read: /proc/{pid}/environ")
+    return found
 
 
 def run(name: str, pid: int, claim: Claim, root: str, plugged: Sequence[plugs.Plug] = ()) -> None:

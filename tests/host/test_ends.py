@@ -77,6 +77,27 @@ def test_restart_after_an_edit_claims_anew(host: Host) -> None:
     assert guests.pages(host) == (0, 0)
 
 
+def test_a_start_that_overtakes_a_stop_does_not_mix_two_files(host: Host) -> None:
+    """Setup is still up, and does not run again: a guest of another size would have the claim of this one."""
+    impatient(host)
+    guests.start(host, "tiny")
+    host.run("systemctl stop --no-block kvm@tiny")
+    guests.configure(host, {"tiny": "# as it was\n" + guests.TINY})
+    guests.start(host, "tiny")
+    before = host.run("stat -c %i /run/kvmsup/claims/tiny.env").stdout
+    host.run("systemctl stop --no-block kvm@tiny")
+    guests.configure(host, {"tiny": guests.TINY.replace("64M", "96M")})
+    assert guests.start(host, "tiny", check=False).rc == 1
+    assert host.run("stat -c %i /run/kvmsup/claims/tiny.env", check=False).stdout in (before, "")
+    assert "than QEMU was started from: memory.size 64M → 96M" in guests.said(host, "tiny")
+    guests.released(host, "tiny")
+    host.run("systemctl reset-failed 'kvm*'", check=False)
+    guests.start(host, "tiny")
+    assert guests.pages(host) == (48, 0)
+    guests.kill(host, "tiny")
+    assert guests.leftovers(host) == []
+
+
 def test_a_restart_into_a_broken_file_gives_everything_back(host: Host) -> None:
     guests.start(host, "tiny")
     impatient(host)

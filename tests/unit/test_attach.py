@@ -15,17 +15,19 @@ from typing import Any
 import pytest
 
 from kvmsup import cpulist
-from kvmsup.effects import numa_maps, pin, qmp, threads
+from kvmsup.effects import numa_maps, pin, proc, qmp, running, threads
 from kvmsup.entry import attach, stop
 from kvmsup.errors import HostError, KvmsupError, QmpError
 from kvmsup.model import claim as claim_text
+from kvmsup.model import config
 from kvmsup.model.claim import Claim
-from kvmsup.plan import plugs
+from kvmsup.plan import agreed, changes, plugs
 from kvmsup.plan.plugs import File, Plug
 from kvmsup.steps import STEPS
-from tests.unit import fake_qemu
+from tests.unit import fake_qemu, trees
 from tests.unit.hosts import claim
 
+SOUND = '[machine]\ntype = "pc-q35-7.2"\n[memory]\nsize = "1G"\n'
 CPUS = sorted(os.sched_getaffinity(0))
 # vCPU 0 and 1 on the first two CPUs of this machine, everything else on the last one.
 TWO = [str(CPUS[0]), str(CPUS[1 % len(CPUS)])]
@@ -227,21 +229,58 @@ def test_main_tells_the_journal(monkeypatch: pytest.MonkeyPatch, capfd: pytest.C
     assert capfd.readouterr().err == "<3>QEMU has vCPUs 1, 2 were asked for\n"
 
 
-def test_another_file_was_loaded_before_qemu_started(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+EDITED = SOUND.replace("1G", "2G")
+
+
+@pytest.mark.parametrize(
+    ("text", "loaded", "told"),
+    [
+        ("# a comment\n" + SOUND, True, None),
+        (EDITED, True, ": memory.size 1G → 2G"),
+        (EDITED, False, ""),  # edited once more since
+    ],
+)
+def test_qemu_was_started_from_another_state_of_the_file(
+    text: str,
+    loaded: bool,
+    told: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """What was claimed would be for another guest than the one that runs."""
+    """It goes on only where that makes no difference: what was claimed would be for another guest than this one."""
     for line in claim_text.render(wanted()._replace(loaded="0123")).splitlines():
         monkeypatch.setenv(*line.split("=", 1))
-    monkeypatch.setenv(claim_text.GENERATED, "4567")
+    monkeypatch.setenv(claim_text.GENERATED, agreed.fingerprint(text.encode(), b"") if loaded else "4567")
+    with fake_qemu.running("good") as fake:
+        monkeypatch.setenv("MAINPID", str(fake.pid))
+        trees.cpus(fake.root, dict.fromkeys(range(4), ""))
+        trees.write(fake.root, "/etc/kvmsup/web.toml", text.removesuffix("\n"))
+        before = config.read_guest("web", "web.toml", SOUND.encode()).guest
+        running.write(fake.root, "web", changes.flatten(before))
+        assert attach.main("web", fake.root) == (told is not None)
+        if told is None:
+            return
+        assert fake.process.wait(10) == -signal.SIGTERM
+    assert capfd.readouterr().err.splitlines() == [
+        f"<3>its CPUs and memory were claimed for another state of its files than QEMU was started from{told}",
+        "<3>  hint: systemctl start kvm@web",
+    ]
+
+
+def test_what_qemu_was_started_with_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It would run without what is to be plugged in."""
+    for line in claim_text.render(wanted()).splitlines():
+        monkeypatch.setenv(*line.split("=", 1))
+    monkeypatch.setattr(attach, "_EXEC_SECONDS", 0.0)
+    monkeypatch.setattr(proc, "environment", lambda _: {})
     with fake_qemu.running("good") as fake:
         monkeypatch.setenv("MAINPID", str(fake.pid))
         assert attach.main("web", fake.root) == 1
         assert fake.process.wait(10) == -signal.SIGTERM
-    assert capfd.readouterr().err.splitlines() == [
-        "<3>its configuration was edited, and loaded by systemd, after it had been set up and before QEMU started",
-        "<3>  hint: systemctl start kvm@web",
-    ]
+        said = f"<3>what QEMU was started with cannot be read: /proc/{fake.pid}/environ\n"
+    assert capfd.readouterr().err == said
 
 
 def test_another_file_was_loaded_since_qemu_started(monkeypatch: pytest.MonkeyPatch) -> None:
