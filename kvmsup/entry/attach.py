@@ -64,7 +64,8 @@ def _given(pid: int, root: str) -> tuple[Claim, Sequence[plugs.Plug]]:
         stopping.listen()
         claim = claim_text.from_environment(os.environ, "the environment")
         started = _started_with(root, pid)
-        generated = started.get(claim_text.GENERATED, claim.loaded)
+        # A QEMU that has ended may have done so for that reason, as where it finds fewer pages than it was to have.
+        generated = (started or os.environ).get(claim_text.GENERATED, claim.loaded)
         if generated != claim.loaded:
             from kvmsup.entry import regenerated  # no edit was loaded in the middle of a usual start
 

@@ -267,6 +267,21 @@ def test_qemu_was_started_from_another_state_of_the_file(
     ]
 
 
+def test_qemu_has_ended_for_being_started_from_another_state_of_the_file(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As where it finds fewer pages than it was to have, of which it says no more than that."""
+    for line in claim_text.render(wanted()._replace(loaded="0123")).splitlines():
+        monkeypatch.setenv(*line.split("=", 1))
+    monkeypatch.setenv(claim_text.GENERATED, "4567")
+    with fake_qemu.running("good") as fake:
+        monkeypatch.setenv("MAINPID", str(fake.pid))
+        fake.process.kill()
+        fake.process.wait()
+        assert attach.main("web", fake.root) == 1
+    assert "its CPUs and memory were claimed for another state of its files" in capfd.readouterr().err
+
+
 def test_what_qemu_was_started_with_cannot_be_read(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
