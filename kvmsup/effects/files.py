@@ -28,6 +28,14 @@ def read(path: str) -> str:
     return content.decode(errors="surrogateescape").rstrip("\n")
 
 
+def words(path: str) -> list[list[str]]:
+    """The words of each line of `path`, a record of our own; none where there is none, or it cannot be read."""
+    try:
+        return [line.split() for line in read(path).splitlines()]
+    except OSError:
+        return []
+
+
 def printable(text: str) -> str:
     """`text` on one line, with ? for what a terminal could take for an order: others chose it."""
     return "".join(char if char.isprintable() else "?" for char in text)

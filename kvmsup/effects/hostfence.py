@@ -81,14 +81,10 @@ def _top(root: str) -> list[str]:
 
 def _read(root: str) -> dict[str, _Fenced]:
     """A line that makes no sense is left out: nobody else writes it."""
-    try:
-        lines = files.read(_record(root)).splitlines()
-    except OSError:
-        return {}
     read = {}
-    for line in lines:
+    for line in files.words(_record(root)):
         with contextlib.suppress(ValueError):
-            unit, found, kept, *ours = line.split()
+            unit, found, kept, *ours = line
             if ours:
                 before = cpulist.parse("" if found == _NONE else found)
                 read[unit] = _Fenced(before, kept == "kept", tuple(map(cpulist.parse, ours)))

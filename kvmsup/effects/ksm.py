@@ -128,10 +128,7 @@ def _read_record(root: str) -> dict[str, _Knob]:
 
     What the kernel would not take back is one of those: it would be refused again and again, and all else with it.
     """
-    try:
-        lines = [line.split() for line in files.read(_record(root)).splitlines()]
-    except OSError:
-        return {}
+    lines = files.words(_record(root))
     if len(lines) == 1 and len(lines[0]) == 1:  # by kvmsup 0.1.0's first days: run's value alone
         lines = [["run", *lines[0], _ON]]
     return {

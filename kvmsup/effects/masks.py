@@ -195,14 +195,10 @@ def _names(root: str) -> Iterator[tuple[int, str]]:
 
 def _read(root: str) -> dict[str, Borrowed]:
     """A line that makes no sense is left out: nobody else writes it."""
-    try:
-        lines = files.read(_record(root)).splitlines()
-    except OSError:
-        return {}
     found = {}
-    for line in lines:
+    for line in files.words(_record(root)):
         with contextlib.suppress(ValueError):
-            key, was, *ours = line.split()
+            key, was, *ours = line
             if ours:
                 found[key] = Borrowed(cpulist.parse(was), tuple(map(cpulist.parse, ours)))
     return found
