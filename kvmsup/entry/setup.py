@@ -241,7 +241,7 @@ def _pools(root: str, claim: Claim, others: list[Claim]) -> dict[int, tuple[huge
     """Every node's pool of the claim's page size, and what `others` were promised of it; none with ordinary pages."""
     size = claim.page_size
     nodes = sysfs.nodes(root) if size else []
-    there = [node for node in nodes if node in claim.pages or size in hugepages.pools(root, node)]
+    there = [node for node in nodes if node in claim.pages or hugepages.has(root, node, size)]
     return {node: hugepages.unpromised(root, node, size, others) for node in there}
 
 
