@@ -225,21 +225,14 @@ class _Reload:
 
     def _add_vcpus(self, monitor: qmp.Monitor) -> None:
         """Add those that are missing. The guest is paused until each has its place. Raises KvmsupError."""
-        wanted, failed = self.guest.cpu.vcpus, ""
+        wanted = self.guest.cpu.vcpus
         missing = [slot for slot in self._slots(monitor)[:wanted] if not slot.there]
         if missing and (self.claim.paused or reconfigure.running(monitor)):
             step("apply.pause")
             self._claim(self.claim._replace(paused=True))
             monitor.execute("stop")
         try:
-            try:
-                for slot in missing:
-                    step("apply.add")
-                    tid = reconfigure.add(monitor, slot)
-                    step("apply.pin-added")
-                    self._pin_added(slot.vcpu, tid)
-            except KvmsupError as error:
-                failed = error.what
+            failed = self._add(monitor, missing)
             there = sum(slot.there for slot in self._slots(monitor))
             self._claim(self.claim._replace(vcpus=there))
             self.keys = self.keys | {"cpu.vcpus": there}
@@ -248,6 +241,18 @@ class _Reload:
                 self._go_on(monitor)
         if failed:
             raise HostError(f"{failed}; the guest goes on with {there} of {wanted} vCPUs")
+
+    def _add(self, monitor: qmp.Monitor, missing: list[reconfigure.Slot]) -> str:
+        """Add and pin those; says why not all of them, "" when they are."""
+        try:
+            for slot in missing:
+                step("apply.add")
+                tid = reconfigure.add(monitor, slot)
+                step("apply.pin-added")
+                self._pin_added(slot.vcpu, tid)
+        except KvmsupError as error:
+            return error.what
+        return ""
 
     def _slots(self, monitor: qmp.Monitor) -> list[reconfigure.Slot]:
         """Raises QmpError, also when there are others than the claim has CPUs for: a claim is what others read."""

@@ -18,11 +18,11 @@ def check(root: str, guest: str, generated: str) -> None:
 
     A comment is no difference, nor is what the host's file says to others.
     """
-    request, keys = requested(guest, root), running.read(root, guest)
-    known = request is not None and request.loaded == generated and keys is not None
-    found = [*changes.differences(keys, changes.flatten(request.guest))] if known and request and keys else []
-    if known and not found:
-        return
     what = "its CPUs and memory were claimed for another state of its files than QEMU was started from"
-    told = f": {', '.join(change.told for change in found)}" if found else ""
-    raise HostError(f"{what}{told}", f"systemctl start kvm@{guest}", "not-loaded")
+    request, keys = requested(guest, root), running.read(root, guest)
+    if request and keys is not None and request.loaded == generated:
+        found = changes.differences(keys, changes.flatten(request.guest))
+        if not found:
+            return
+        what += f": {', '.join(change.told for change in found)}"
+    raise HostError(what, f"systemctl start kvm@{guest}", "not-loaded")
